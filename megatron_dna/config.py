@@ -1,0 +1,252 @@
+"""Every option of a run: typed, documented, checked before any process group exists.
+
+`load_config` merges the defaults below, a YAML recipe and `section.key=value` overrides (the last
+word). Names are Megatron's and RMT's own. The rules between options are in `validation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A bad option. The message names the full key, the value, the rule and the fix."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the ModernBERT-compatible encoder."""
+
+    num_layers: int = 12
+    """Transformer layers."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    ffn_hidden_size: int = 1152
+    """Width of the gated MLP (GeGLU): `linear_fc1` has twice as many rows."""
+    num_attention_heads: int = 12
+    """Attention heads; each is hidden_size / num_attention_heads wide."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every LayerNorm."""
+    norm_bias: bool = False
+    """Whether LayerNorms have a bias."""
+    global_attn_every_n_layers: int = 1
+    """Layer i attends globally if i is a multiple of this, else locally; 1 is global only."""
+    local_attention: int = 128
+    """Width of the local attention window in tokens, half to each side."""
+    global_rope_theta: float = 160000.0
+    """RoPE base of global layers."""
+    local_rope_theta: float = 10000.0
+    """RoPE base of local layers."""
+    init_method_std: float = 0.02
+    """Standard deviation of initial weights; output projections use std / sqrt(2 num_layers)."""
+    make_vocab_size_divisible_by: int = 128
+    """The embedding is padded to a multiple of this; padded ids never get probability."""
+    layer_spec: str = "auto"
+    """Modules of a layer: `transformer_engine` (CUDA), `local` (torch), `auto` (by platform)."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Recurrent memory. M = 0 and S = 1 is the plain encoder."""
+
+    num_mem_tokens: int = 0
+    """M, memory tokens in front of every segment."""
+    max_n_segments: int = 1
+    """S, consecutive segments of a window."""
+
+
+@dataclass(frozen=True)
+class BlendSource:
+    """One preprocessed data set in a blend."""
+
+    prefix: str
+    """Path of the .bin/.idx pair, without extension."""
+    weight: float = 1.0
+    """Share of the samples, relative to the other sources."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """From .bin/.idx files to batches."""
+
+    tokenizer: str = ""
+    """Path of tokenizer.json."""
+    train: list[BlendSource] = field(default_factory=list)
+    """Training data, blended by weight."""
+    valid: list[BlendSource] = field(default_factory=list)
+    """Held-out data; empty switches evaluation off."""
+    segment_size: int = 512
+    """C, tokens of a segment, [CLS] and [SEP] included."""
+    mlm_probability: float = 0.15
+    """Share of a segment's content tokens that is masked, rounded to k positions."""
+    mean_span_length: float = 1.0
+    """Mean length of masked spans in tokens (geometric); 1 masks single tokens."""
+    seed: int = 1234
+    """Seed of sample order, window phase and masks."""
+    num_workers: int = 0
+    """Loader processes a rank; 0 loads in the training process."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is split. What the world size leaves over is data parallelism."""
+
+    tensor_model_parallel_size: int = 1
+    """TP, ranks that share each layer."""
+    pipeline_model_parallel_size: int = 1
+    """PP, stages that share the layers."""
+    sequence_parallel: bool = False
+    """Split norms and residuals along the sequence over the TP ranks."""
+    use_distributed_optimizer: bool = True
+    """Shard optimizer state over data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass runs."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters while the forward pass runs (distributed optimizer only)."""
+    platform: str = "auto"
+    """`cpu` (gloo), `cuda` (NCCL) or `auto` (cuda where there is one)."""
+    timeout_minutes: float = 30.0
+    """A collective that takes longer ends the run."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    train_iters: int = 1000
+    """Optimizer steps."""
+    micro_batch_size: int = 4
+    """Samples a rank computes at once."""
+    global_batch_size: int = 32
+    """Samples of one optimizer step, over all ranks and accumulation steps."""
+    seed: int = 1234
+    """Seed of the initial weights, the same at every parallel layout."""
+    output_dir: str = "runs/default"
+    """Where everything the run makes goes."""
+    precision: str = "bf16"
+    """`bf16` (fp32 main weights and gradient sums) or `fp32`."""
+    eval_interval: int = 200
+    """Evaluate every so many iterations, and at the end; 0 only at the end."""
+    eval_iters: int = 10
+    """Global batches of an evaluation, the same ones each time."""
+    recompute_granularity: str | None = None
+    """None, `selective` (attention core) or `full` (whole layers) activation recomputation."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and gradient clipping."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.98
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 never clips."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Learning rate over iterations."""
+
+    lr_decay_style: str = "cosine"
+    """`constant`, `linear`, `cosine` or `WSD` (warm-up, stable, decay)."""
+    lr_warmup_iters: int = 0
+    """Linear warm-up from zero."""
+    lr_decay_iters: int | None = None
+    """Iteration at which the decay ends; None is train_iters."""
+    lr_wsd_decay_iters: int | None = None
+    """WSD only: length of the final decay; None is a tenth of lr_decay_iters."""
+    min_lr: float = 0.0
+    """Learning rate at and after the end of the decay."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    save_interval: int = 500
+    """Save every so many iterations, and at the end; 0 only at the end."""
+    keep_last: int = 3
+    """Newest complete checkpoints to keep; 0 keeps all."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is reported."""
+
+    log_interval: int = 10
+    """Iterations between two lines of metrics."""
+    level: str = "INFO"
+    """Level of the `megatron_dna` logger."""
+    wandb_project: str | None = None
+    """Weights & Biases project; None switches it off (extra `wandb`)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def seq_length(self) -> int:
+        """Length of one model input in tokens: M memory tokens, then the segment."""
+        return self.memory.num_mem_tokens + self.data.segment_size
+
+    @property
+    def num_masked_tokens(self) -> int:
+        """k, masked positions of a segment; [CLS] and [SEP] are never among them."""
+        return max(1, round(self.data.mlm_probability * (self.data.segment_size - 2)))
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Merge defaults, a YAML recipe and `section.key=value` overrides, in that order.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type, or malformed override.
+    """
+    merged = OmegaConf.structured(Config)
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"--config ({path}) is not a file; pass the path of a YAML recipe")
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise ConfigError(f"override ({override}) must have the form section.key=value")
+    try:
+        if path is not None:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key or 'config'}: {reason} (in {path or overrides})"
+        ) from error
+    except Exception as error:  # yaml's errors share no base with OmegaConf's
+        raise ConfigError(f"--config ({path}) is not readable YAML: {error}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved options as YAML text that `load_config` reads back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

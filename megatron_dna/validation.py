@@ -1,0 +1,213 @@
+"""The rules a configuration must keep, checked before any process group exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_dna.config import Config, ConfigError, MemoryConfig, ModelConfig
+
+
+def data_parallel_size(config: Config, world_size: int) -> int:
+    """DP, model replicas among `world_size` ranks.
+
+    Raises:
+        ConfigError: the model-parallel sizes do not divide the world size.
+    """
+    parallel = config.parallel
+    model_size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    _require(
+        world_size % model_size == 0,
+        "parallel.tensor_model_parallel_size x parallel.pipeline_model_parallel_size",
+        model_size,
+        f"must divide the number of processes ({world_size})",
+        f"start a multiple of {model_size} processes with torchrun --nproc_per_node",
+    )
+    return world_size // model_size
+
+
+def _require(holds: bool, key: str, value: Any, rule: str, fix: str = "") -> None:
+    if not holds:
+        raise ConfigError(f"{key} ({value}) {rule}" + (f"; {fix}" if fix else ""))
+
+
+def _require_positive(section: str, options: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        _require(value > 0, f"{section}.{name}", value, "must be positive")
+
+
+def _require_one_of(key: str, value: str | None, choices: Sequence[str | None]) -> None:
+    _require(value in choices, key, value, "must be one of " + ", ".join(map(str, choices)))
+
+
+def validate(config: Config, world_size: int) -> None:
+    """Check everything that can be checked without a process group or a model.
+
+    Raises:
+        ConfigError: with key, value, rule and, where it is not plain from the rule, the fix.
+    """
+    _validate_model(config.model)
+    _validate_memory(config.memory)
+    _validate_data(config)
+    _validate_parallel(config)
+    _validate_training(config)
+    replicas = data_parallel_size(config, world_size)
+    train = config.train
+    step = train.micro_batch_size * replicas
+    _require(
+        train.global_batch_size % step == 0,
+        "train.global_batch_size",
+        train.global_batch_size,
+        f"must be a multiple of train.micro_batch_size x data-parallel size ({step})",
+        f"the next that fits is {-(-train.global_batch_size // step) * step}",
+    )
+
+
+def _validate_model(model: ModelConfig) -> None:
+    _require_positive(
+        "model", model, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
+        "norm_eps", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta",
+        "init_method_std", "make_vocab_size_divisible_by",
+    )  # fmt: skip
+    _require(
+        model.hidden_size % (2 * model.num_attention_heads) == 0,
+        "model.num_attention_heads",
+        model.num_attention_heads,
+        f"must divide model.hidden_size ({model.hidden_size}) into heads of even width",
+    )
+    _require(
+        model.local_attention >= 2 and model.local_attention % 2 == 0,
+        "model.local_attention",
+        model.local_attention,
+        "must be even and at least 2: half the window lies to each side",
+    )
+    choices = ("auto", "local", "transformer_engine")
+    _require_one_of("model.layer_spec", model.layer_spec, choices)
+
+
+def _validate_memory(memory: MemoryConfig) -> None:
+    _require(
+        memory.num_mem_tokens == 0,
+        "memory.num_mem_tokens",
+        memory.num_mem_tokens,
+        "must be 0: this version trains the plain encoder",
+    )
+    _require(
+        memory.max_n_segments == 1,
+        "memory.max_n_segments",
+        memory.max_n_segments,
+        "must be 1: this version trains the plain encoder",
+    )
+
+
+def _validate_data(config: Config) -> None:
+    data = config.data
+    _require(bool(data.tokenizer), "data.tokenizer", "", "must name a tokenizer.json")
+    _require(
+        Path(data.tokenizer).is_file(),
+        "data.tokenizer",
+        data.tokenizer,
+        "is not a file",
+        "make one with tools/train_tokenizer.py",
+    )
+    _require(
+        bool(data.train), "data.train", "[]", "must list at least one {prefix, weight}",
+        "make one with tools/preprocess_genome.py",
+    )  # fmt: skip
+    for name, sources in (("train", data.train), ("valid", data.valid)):
+        for i, source in enumerate(sources):
+            key = f"data.{name}[{i}]"
+            _require(source.weight > 0, f"{key}.weight", source.weight, "must be positive")
+            for suffix in (".bin", ".idx"):
+                _require(
+                    Path(source.prefix + suffix).is_file(),
+                    f"{key}.prefix",
+                    source.prefix,
+                    f"has no file {source.prefix}{suffix}",
+                    "make it with tools/preprocess_genome.py",
+                )
+    _require(data.segment_size >= 8, "data.segment_size", data.segment_size, "must be at least 8")
+    _require(
+        0 < data.mlm_probability < 1, "data.mlm_probability", data.mlm_probability,
+        "must lie between 0 and 1",
+    )  # fmt: skip
+    _require(
+        1 <= data.mean_span_length <= data.segment_size, "data.mean_span_length",
+        data.mean_span_length, f"must lie between 1 and data.segment_size ({data.segment_size})",
+    )  # fmt: skip
+    _require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must not be negative")
+
+
+def _validate_parallel(config: Config) -> None:
+    model, parallel = config.model, config.parallel
+    _require_positive(
+        "parallel", parallel, "tensor_model_parallel_size", "pipeline_model_parallel_size",
+        "timeout_minutes",
+    )  # fmt: skip
+    _require_one_of("parallel.platform", parallel.platform, ("auto", "cpu", "cuda"))
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    for key, value in (
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("model.make_vocab_size_divisible_by", model.make_vocab_size_divisible_by),
+    ):
+        _require(
+            value % tp == 0, "parallel.tensor_model_parallel_size", tp,
+            f"must divide {key} ({value})",
+        )  # fmt: skip
+    _require(
+        model.num_layers % pp == 0, "parallel.pipeline_model_parallel_size", pp,
+        f"must divide model.num_layers ({model.num_layers})",
+    )  # fmt: skip
+    if parallel.sequence_parallel:
+        _require(
+            tp > 1, "parallel.sequence_parallel", True,
+            "needs parallel.tensor_model_parallel_size > 1",
+        )  # fmt: skip
+        _require(
+            config.seq_length % tp == 0, "parallel.tensor_model_parallel_size", tp,
+            "must divide memory.num_mem_tokens + data.segment_size "
+            f"({config.seq_length}) under parallel.sequence_parallel",
+        )  # fmt: skip
+    if parallel.overlap_param_gather:
+        _require(
+            parallel.use_distributed_optimizer and parallel.overlap_grad_reduce,
+            "parallel.overlap_param_gather", True,
+            "needs parallel.use_distributed_optimizer and parallel.overlap_grad_reduce",
+        )  # fmt: skip
+
+
+def _validate_training(config: Config) -> None:
+    train, scheduler, optimizer = config.train, config.scheduler, config.optimizer
+    _require_positive(
+        "train", train, "train_iters", "micro_batch_size", "global_batch_size", "eval_iters"
+    )
+    _require_one_of("train.precision", train.precision, ("bf16", "fp32"))
+    _require_one_of(
+        "train.recompute_granularity", train.recompute_granularity, (None, "selective", "full")
+    )
+    _require_positive("optimizer", optimizer, "lr", "adam_eps")
+    for name in ("adam_beta1", "adam_beta2"):
+        value = getattr(optimizer, name)
+        _require(0 <= value < 1, f"optimizer.{name}", value, "must be at least 0 and below 1")
+    for name in ("weight_decay", "clip_grad"):
+        value = getattr(optimizer, name)
+        _require(value >= 0, f"optimizer.{name}", value, "must not be negative")
+    choices = ("constant", "linear", "cosine", "WSD")
+    _require_one_of("scheduler.lr_decay_style", scheduler.lr_decay_style, choices)
+    decay_iters = scheduler.lr_decay_iters or train.train_iters
+    _require(
+        0 <= scheduler.lr_warmup_iters < decay_iters, "scheduler.lr_warmup_iters",
+        scheduler.lr_warmup_iters, f"must be below the end of the decay ({decay_iters})",
+    )  # fmt: skip
+    _require(
+        0 <= scheduler.min_lr <= optimizer.lr, "scheduler.min_lr", scheduler.min_lr,
+        f"must lie between 0 and optimizer.lr ({optimizer.lr})",
+    )  # fmt: skip
+    for section, name in (("train", "eval_interval"), ("checkpoint", "save_interval"),
+                          ("checkpoint", "keep_last")):  # fmt: skip
+        value = getattr(getattr(config, section), name)
+        _require(value >= 0, f"{section}.{name}", value, "must not be negative")
+    _require_positive("logging", config.logging, "log_interval")
