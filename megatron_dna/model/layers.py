@@ -92,7 +92,7 @@ def rotary_angles(model: ModelConfig, seq_length: int, device: torch.device) -> 
 
 
 class EncoderSelfAttention(SelfAttention):
-    """Megatron-Core's self-attention with a RoPE base per layer type, and no mask if none is due."""
+    """Megatron-Core's self-attention: a RoPE base per layer type, and no mask where none is due."""
 
     def __init__(self, *args: Any, is_local: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
