@@ -10,15 +10,29 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
 #include <variant>
 #include <vector>
 
+#include "bpe.hpp"
 #include "masking.hpp"
 #include "windows.hpp"
 
 namespace py = pybind11;
 
 namespace {
+
+// A NumPy array that owns the vector's memory: no copy.
+template <typename T>
+py::array_t<T> to_array(std::vector<T>&& values) {
+  auto owner = std::make_unique<std::vector<T>>(std::move(values));
+  T* data = owner->data();
+  const auto size = static_cast<py::ssize_t>(owner->size());
+  py::capsule free(owner.release(), [](void* p) { delete static_cast<std::vector<T>*>(p); });
+  return py::array_t<T>(size, data, free);
+}
 
 // The array's memory as a span; no copy. The caller keeps the array alive.
 template <typename T>
@@ -49,23 +63,11 @@ Tokens to_tokens(const py::handle& object) {
   throw std::invalid_argument("token ids must be contiguous arrays of uint16 or int32");
 }
 
-}  // namespace
+using Int32Array = py::array_t<std::int32_t, py::array::c_style>;
+using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
+using FloatArray = py::array_t<float, py::array::c_style>;
 
-PYBIND11_MODULE(_core, m) {
-  m.doc() = "C++ core of megatron_dna";
-
-  // ---- BPE -------------------------------------------------------------------------------------
-
-  // ---- sequences -------------------------------------------------------------------------------
-
-  // ---- indexed files ---------------------------------------------------------------------------
-
-  // ---- windows ---------------------------------------------------------------------------------
-
-  using Int32Array = py::array_t<std::int32_t, py::array::c_style>;
-  using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
-  using FloatArray = py::array_t<float, py::array::c_style>;
-
+void bind_windows(py::module_& m) {
   using megatron_dna::WindowIndex;
   py::class_<WindowIndex>(m, "WindowIndex")
       .def(py::init([](const Int32Array& document_lengths, std::int64_t window_tokens,
@@ -100,9 +102,9 @@ PYBIND11_MODULE(_core, m) {
             return py::make_tuple(documents, starts, lengths);
           },
           py::arg("samples"));
+}
 
-  // ---- masking ---------------------------------------------------------------------------------
-
+void bind_masking(py::module_& m) {
   using megatron_dna::Masker;
   py::class_<Masker>(m, "Masker")
       .def(py::init([](std::int64_t segment_size, std::int64_t num_masked, double mean_span_length,
@@ -164,4 +166,53 @@ PYBIND11_MODULE(_core, m) {
           py::arg("input_ids").noconvert(), py::arg("masked_positions").noconvert(),
           py::arg("labels").noconvert(), py::arg("loss_mask").noconvert(),
           py::arg("num_real").noconvert());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "C++ core of megatron_dna";
+
+  // ---- BPE -------------------------------------------------------------------------------------
+
+  using megatron_dna::BpeEncoder;
+  using MergeTuple = std::tuple<std::int32_t, std::int32_t, std::int32_t>;
+  py::class_<BpeEncoder>(m, "BpeEncoder")
+      .def(py::init([](std::vector<std::string> vocab, const std::vector<MergeTuple>& merges,
+                       const std::vector<std::int32_t>& specials, std::int32_t unk_id, bool strip,
+                       std::size_t min_gap_length) {
+             std::vector<megatron_dna::BpeMerge> merge_list;
+             merge_list.reserve(merges.size());
+             for (const auto& [left, right, merged] : merges) {
+               merge_list.push_back({left, right, merged});
+             }
+             return std::make_unique<BpeEncoder>(
+                 std::move(vocab), merge_list, specials,
+                 megatron_dna::BpeOptions{unk_id, strip, min_gap_length});
+           }),
+           py::kw_only(), py::arg("vocab"), py::arg("merges"), py::arg("specials"),
+           py::arg("unk_id"), py::arg("strip"), py::arg("min_gap_length"))
+      .def(
+          "encode",
+          [](const BpeEncoder& self, std::string_view text) {
+            std::vector<std::int32_t> ids;
+            {
+              py::gil_scoped_release release;
+              self.encode(text, ids);
+            }
+            return to_array(std::move(ids));
+          },
+          py::arg("text"));
+
+  // ---- sequences -------------------------------------------------------------------------------
+
+  // ---- indexed files ---------------------------------------------------------------------------
+
+  // ---- windows ---------------------------------------------------------------------------------
+
+  bind_windows(m);
+
+  // ---- masking ---------------------------------------------------------------------------------
+
+  bind_masking(m);
 }
