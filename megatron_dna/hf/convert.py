@@ -8,7 +8,6 @@ and how the one layout becomes the other.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -171,7 +170,7 @@ def to_hugging_face(
         hf_tokenizer(tokenizer_path, config.seq_length).save_pretrained(partial)
         (partial / "README.md").write_text(model_card(checkpoint, config, model), encoding="utf-8")
         partial.chmod(0o755)
-        os.rename(partial, output)
+        partial.rename(output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
