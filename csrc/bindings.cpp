@@ -37,6 +37,12 @@ py::array_t<T> to_array(std::vector<T>&& values) {
   return py::array_t<T>(size, data, free);
 }
 
+// The array's memory as a span; no copy. The caller keeps the array alive.
+template <typename T>
+std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
 // The bytes of a bytes, bytearray or memoryview object, without a copy. Valid while `info` lives.
 std::string_view view_of(const py::buffer_info& info) {
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
@@ -119,8 +125,7 @@ void bind_indexed_writer(py::module_& m) {
       .def(
           "append",
           [](IndexedWriter& self, const py::array_t<std::int32_t, py::array::c_style>& ids) {
-            const std::span<const std::int32_t> values(ids.data(),
-                                                       static_cast<std::size_t>(ids.size()));
+            const auto values = to_span(ids);
             py::gil_scoped_release release;
             self.append(values);
           },
@@ -132,12 +137,6 @@ void bind_indexed_writer(py::module_& m) {
       .def_property_readonly("num_documents", &IndexedWriter::num_documents)
       .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
       .def_property_readonly("bytes_per_token", &IndexedWriter::bytes_per_token);
-}
-
-// The array's memory as a span; no copy. The caller keeps the array alive.
-template <typename T>
-std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array) {
-  return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
 template <typename T>
