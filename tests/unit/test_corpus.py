@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_dna.genome.corpus import ContigSummary, plan_documents, read_documents, scan
+from megatron_dna.genome.corpus import ContigSummary, Document, plan_documents, read_documents, scan
 from megatron_dna.genome.regions import Region, merge_intervals, parse_region, split_interval
+from megatron_dna.genome.sequence import find_stretches
 
 LENGTHS = {"20": 100, "HLA:1-9": 50, "HLA": 20, "a:b": 10}
 
@@ -63,11 +66,11 @@ def test_cutting_keeps_every_base_once(
     merged = merge_intervals(cuts)
     inside = {base for start, end in cuts for base in range(start, end)}
     assert {base for start, end in merged for base in range(start, end)} == inside
-    assert all(a[1] < b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(merged))
     parts = split_interval(interval, merged)
     bases = [(base, cut) for (start, end), cut in parts for base in range(start, end)]
     assert bases == [(base, base in inside) for base in range(*interval)]
-    assert all(a[1] != b[1] for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a[1] != b[1] for a, b in itertools.pairwise(parts))
 
 
 @given(
@@ -81,44 +84,34 @@ def test_documents_are_the_stretches_without_what_is_held_out(
 ) -> None:
     """A failure would put held-out bases into training, or lose bases."""
     cuts = [(start, min(end, len(sequence))) for start, end in cuts if start < len(sequence)]
+    labels = ["train"] * len(sequence)
+    for start, end in cuts:
+        labels[start:end] = ["valid"] * (end - start)
+    for run in re.finditer("N{10,}", sequence):
+        labels[run.start() : run.end()] = ["gap"] * len(run[0])
+    bases = itertools.groupby(range(len(sequence)), key=labels.__getitem__)
+    runs = [(label, min(run := list(group)), max(run) + 1) for label, group in bases]
+    expected = [run for run in runs if run[0] != "gap"]
+    long = [run for run in expected if run[2] - run[1] >= min_length]
+
+    contig = ContigSummary(
+        "c", Path("c.fa"), len(sequence), 0, tuple(find_stretches(sequence.encode()))
+    )
     holdout = [f"c:{start + 1}-{end}" for start, end in cuts]
-    held_out = {base for start, end in cuts for base in range(start, end)}
-    labels = ["valid" if base in held_out else "train" for base in range(len(sequence))]
-    position = 0
-    for run in sequence.replace("A", " ").split(" "):
-        if len(run) >= 10:
-            labels[position : position + len(run)] = [""] * len(run)
-        position += len(run) + 1
-    stretches, start = [], None
-    for base, label in enumerate([*labels, ""]):
-        if label and start is None:
-            start = base
-        elif not label and start is not None:
-            stretches.append((start, base))
-            start = None
-    contig = ContigSummary("c", Path("c.fa"), len(sequence), 0, tuple(stretches))
-    try:
-        plan = plan_documents([contig], holdout, min_length, both_strands)
-    except ValueError as error:
-        assert "there is no document for" in str(error)
-        assume(False)
-        raise
-    assert contig.gap_bases == labels.count("")
-    found = [""] * len(sequence)
-    forward = [document for document in plan.documents if document.strand == "+"]
-    for document in (*forward, *plan.dropped):
-        assert found[document.start : document.end] == [""] * document.length
-        found[document.start : document.end] = [document.split] * document.length
-    assert found == labels
-    assert all(document.length >= min_length for document in plan.documents)
-    assert all(document.length < min_length for document in plan.dropped)
-    assert forward == sorted(forward, key=lambda document: document.start)
-    if both_strands:
-        assert list(plan.documents[::2]) == forward
-        for plus, minus in zip(forward, plan.documents[1::2], strict=True):
-            assert minus == type(plus)(plus.contig, plus.start, plus.end, "-", plus.split)
-    else:
-        assert list(plan.documents) == forward
+    if {label for label, *_ in long} != {"train", *(["valid"] if cuts else [])}:
+        with pytest.raises(ValueError, match="there is no document for"):
+            plan_documents([contig], holdout, min_length, both_strands)
+        return
+    plan = plan_documents([contig], holdout, min_length, both_strands)
+    strands = "+-" if both_strands else "+"
+    assert list(plan.documents) == [
+        Document("c", start, end, strand, label) for label, start, end in long for strand in strands
+    ]
+    assert list(plan.dropped) == [
+        Document("c", start, end, "+", label)
+        for label, start, end in expected
+        if end - start < min_length
+    ]
 
 
 @pytest.mark.parametrize(
