@@ -178,16 +178,16 @@ PYBIND11_MODULE(_core, m) {
   using megatron_dna::BpeEncoder;
   using MergeTuple = std::tuple<std::int32_t, std::int32_t, std::int32_t>;
   py::class_<BpeEncoder>(m, "BpeEncoder")
-      .def(py::init([](std::vector<std::string> vocab, const std::vector<MergeTuple>& merges,
+      .def(py::init([](const std::vector<std::string>& vocab, const std::vector<MergeTuple>& merges,
                        const std::vector<std::int32_t>& specials, std::int32_t unk_id, bool strip,
-                       std::size_t min_gap_length) {
+                       std::ptrdiff_t min_gap_length) {
              std::vector<megatron_dna::BpeMerge> merge_list;
              merge_list.reserve(merges.size());
              for (const auto& [left, right, merged] : merges) {
                merge_list.push_back({left, right, merged});
              }
              return std::make_unique<BpeEncoder>(
-                 std::move(vocab), merge_list, specials,
+                 vocab, merge_list, specials,
                  megatron_dna::BpeOptions{unk_id, strip, min_gap_length});
            }),
            py::kw_only(), py::arg("vocab"), py::arg("merges"), py::arg("specials"),
@@ -202,7 +202,8 @@ PYBIND11_MODULE(_core, m) {
             }
             return to_array(std::move(ids));
           },
-          py::arg("text"));
+          py::arg("text"))
+      .def_property_readonly("is_fast", &BpeEncoder::is_fast);
 
   // ---- sequences -------------------------------------------------------------------------------
 
