@@ -85,9 +85,7 @@ class Masker:
             token_lengths=tokenizer.token_lengths,
         )
 
-    def mask(
-        self, windows: Sequence[TokenArray], samples: npt.NDArray[np.int64]
-    ) -> MaskedSegments:
+    def mask(self, windows: Sequence[TokenArray], samples: npt.NDArray[np.int64]) -> MaskedSegments:
         """Masked segments of one window a sample. Runs in C++ with the GIL released.
 
         A full segment has exactly k masked positions, or all of its maskable ones if special tokens
