@@ -1,0 +1,270 @@
+"""The DNA BERT: a ModernBERT-compatible encoder on Megatron-Core's TransformerBlock.
+
+Source: Warner et al. 2024 (ModernBERT); its plain form is `transformers.ModernBertForMaskedLM`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_dna.config import Config, ModelConfig
+from megatron_dna.model.head import (
+    PredictionHead,
+    masked_cross_entropy,
+    select_positions,
+    without_padding_ids,
+)
+from megatron_dna.model.initialize import initialize_weights
+from megatron_dna.model.layers import (
+    LayerNorm,
+    head_config,
+    is_local_layer,
+    local_layer,
+    rotary_angles,
+    transformer_engine_layer,
+)
+
+
+def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int) -> int:
+    """Rows of the embedding. Does not depend on TP, so that checkpoints do not either."""
+    return -(-vocab_size // make_vocab_size_divisible_by) * make_vocab_size_divisible_by
+
+
+def transformer_config(config: Config) -> TransformerConfig:
+    """Megatron-Core's view of the options."""
+    model, parallel, train = config.model, config.parallel, config.train
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    local = [int(is_local_layer(model, layer)) for layer in range(model.num_layers)]
+    half_width = model.local_attention // 2
+    full = train.recompute_granularity == "full"
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        layernorm_epsilon=model.norm_eps,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.gelu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        window_size=(half_width, half_width) if any(local) else None,
+        window_attn_skip_freq=local if any(local) else None,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        bf16=train.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        recompute_granularity=train.recompute_granularity,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+        calculate_per_token_loss=True,
+        hetereogenous_dist_checkpoint=True,  # layers are not alike: the first has no norm
+        use_cpu_initialization=True,
+        perform_initialization=False,  # see model/initialize.py
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+class Embedding(MegatronModule):
+    """Token embeddings, split over the vocabulary, and the embedding norm."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        padded_vocab: int,
+        norm_bias: bool,
+        tp_group: torch.distributed.ProcessGroup,
+    ) -> None:
+        super().__init__(config)
+        self.tp_group = tp_group
+        self.word_embeddings = VocabParallelEmbedding(
+            padded_vocab,
+            config.hidden_size,
+            init_method=config.init_method,
+            config=config,
+            tp_group=tp_group,
+        )
+        self.norm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon, norm_bias)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embed `input_ids` [micro_batch, seq] -> [seq (/ tp under SP), micro_batch, hidden]."""
+        hidden = self.word_embeddings(input_ids).transpose(0, 1).contiguous()
+        if self.config.sequence_parallel:
+            hidden = tensor_parallel.scatter_to_sequence_parallel_region(
+                hidden, group=self.tp_group
+            )
+        output: Tensor = self.norm(hidden)
+        return output
+
+
+class DnaBert(LanguageModule):
+    """One pipeline stage of the encoder (all of it where PP is 1)."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TransformerConfig,
+        layer_specs: list[ModuleSpec],
+        vocab_size: int,
+        groups: ProcessGroupCollection,
+        pre_process: bool,
+        post_process: bool,
+    ) -> None:
+        """Build the stage.
+
+        Args:
+            model: shape of the whole model.
+            config: Megatron-Core's options.
+            layer_specs: this stage's layers.
+            vocab_size: ids that exist (padding excluded).
+            groups: Megatron's process groups.
+            pre_process: whether the stage holds the embedding.
+            post_process: whether the stage holds the head.
+        """
+        super().__init__(config, groups)
+        self.model_type = ModelType.encoder_or_decoder
+        self.shape = model
+        self.vocab_size = vocab_size
+        self.pre_process = pre_process
+        self.post_process = post_process
+        self.share_embeddings_and_output_weights = True
+        padded_vocab = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
+        norm = ModuleSpec(module=LayerNorm, params={"bias": model.norm_bias})
+        if pre_process:
+            self.embedding = Embedding(config, padded_vocab, model.norm_bias, groups.tp)
+        self.decoder = TransformerBlock(
+            config,
+            TransformerBlockSubmodules(layer_specs=layer_specs, layer_norm=norm),
+            pre_process=pre_process,
+            post_process=post_process,
+            pg_collection=groups,
+        )
+        if post_process:
+            self.head = PredictionHead(config, model.norm_bias)
+            self.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                padded_vocab,
+                config=head_config(config),
+                init_method=config.init_method,
+                bias=True,
+                gather_output=False,
+                skip_weight_param_allocation=pre_process,
+                tp_group=groups.tp,
+            )
+            self.vocab_start = groups.tp.rank() * (padded_vocab // groups.tp.size())
+        self.setup_embeddings_and_output_layer()
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
+        """Take the hidden states that the previous pipeline stage sent (Megatron's schedules)."""
+        if isinstance(input_tensor, list):
+            (input_tensor,) = input_tensor
+        self.decoder.set_input_tensor(input_tensor)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        masked_positions: Tensor,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Run the stage on one segment of each sample.
+
+        Args:
+            input_ids: [micro_batch, seq], with masks in place.
+            attention_mask: [micro_batch, seq], True at real tokens; None if all are.
+            masked_positions: [micro_batch, k], where the head runs.
+            labels: [micro_batch, k], original ids.
+
+        Returns:
+            Before the last stage: hidden states [seq (/ tp under SP), micro_batch, hidden].
+            On the last: cross-entropy [micro_batch, k] in nats, or without `labels` the logits
+            [micro_batch, k, vocab], gathered over TP.
+        """
+        padding = None if attention_mask is None else ~attention_mask[:, None, None, :]
+        hidden = self.decoder(
+            hidden_states=self.embedding(input_ids) if self.pre_process else None,
+            attention_mask=padding,
+            rotary_pos_emb=_angles(self.shape, input_ids.shape[1], input_ids.device),
+        )
+        if not self.post_process:
+            return hidden
+        logits = self._logits(hidden, masked_positions)
+        if labels is not None:
+            return masked_cross_entropy(logits, labels)
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(
+            logits, group=self.tp_group
+        )
+        return gathered.transpose(0, 1)[..., : self.vocab_size]
+
+    def _logits(self, hidden: Tensor, masked_positions: Tensor) -> Tensor:
+        """[k, micro_batch, padded_vocab / tp] at the masked positions."""
+        if self.config.sequence_parallel:
+            # What follows is the same on every TP rank, so each takes back only its own part of
+            # the gradient instead of a sum over ranks.
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.tp_group
+            )
+        hidden = self.head(select_positions(hidden, masked_positions))
+        tied = self.shared_embedding_or_output_weight() if self.pre_process else None
+        logits, _ = self.output_layer(hidden, weight=tied)
+        return without_padding_ids(logits, self.vocab_size, self.vocab_start)
+
+
+@lru_cache(maxsize=4)
+def _angles(model: ModelConfig, seq_length: int, device: torch.device) -> Tensor:
+    return rotary_angles(model, seq_length, device)
+
+
+def build_model(
+    config: Config,
+    vocab_size: int,
+    groups: ProcessGroupCollection,
+    layer_spec: str,
+    device: torch.device,
+) -> DnaBert:
+    """This process's stage with its initial weights, on `device`.
+
+    Args:
+        config: the run's options.
+        vocab_size: ids of the tokenizer.
+        groups: Megatron's process groups.
+        layer_spec: `local` or `transformer_engine`.
+        device: where the weights go.
+    """
+    stage, num_stages = groups.pp.rank(), groups.pp.size()
+    layers_per_stage = config.model.num_layers // num_stages
+    make_layer = local_layer if layer_spec == "local" else transformer_engine_layer
+    first = stage * layers_per_stage
+    model = DnaBert(
+        config.model,
+        transformer_config(config),
+        [make_layer(config.model, first + i) for i in range(layers_per_stage)],
+        vocab_size,
+        groups,
+        pre_process=stage == 0,
+        post_process=stage == num_stages - 1,
+    )
+    initialize_weights(
+        model.sharded_state_dict(),
+        config.train.seed,
+        config.model.init_method_std,
+        config.model.num_layers,
+    )
+    return model.to(device)

@@ -1,0 +1,76 @@
+"""From final hidden states to the loss, on the masked positions only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_dna.model.layers import LayerNorm, head_config
+
+
+class PredictionHead(MegatronModule):
+    """ModernBERT's head before the decoder: dense, GELU, norm; replicated over TP.
+
+    Every TP rank computes the same on the same k positions, so gradients need no sum.
+    """
+
+    def __init__(self, config: TransformerConfig, norm_bias: bool) -> None:
+        super().__init__(config)
+        config = head_config(config)
+        self.dense = torch.nn.Linear(
+            config.hidden_size, config.hidden_size, bias=False, dtype=config.params_dtype
+        )
+        self.norm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon, norm_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Transform `hidden` [..., hidden]."""
+        output: Tensor = self.norm(F.gelu(self.dense(hidden)))
+        return output
+
+
+def select_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Hidden states at `positions`.
+
+    Args:
+        hidden: [seq, micro_batch, hidden].
+        positions: [micro_batch, k], indices into the sequence.
+
+    Returns:
+        [k, micro_batch, hidden].
+    """
+    index = positions.t().unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(0, index)
+
+
+def without_padding_ids(logits: Tensor, vocab_size: int, vocab_start: int) -> Tensor:
+    """Give the ids that only pad the vocabulary no probability, in place.
+
+    Args:
+        logits: [..., padded_vocab / tp], this TP rank's columns.
+        vocab_size: ids that exist.
+        vocab_start: id of the first column.
+    """
+    first_padding = max(0, vocab_size - vocab_start)
+    if first_padding < logits.shape[-1]:
+        logits[..., first_padding:] = float("-inf")
+    return logits
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats over a vocabulary that is split over TP.
+
+    Args:
+        logits: [k, micro_batch, padded_vocab / tp].
+        labels: [micro_batch, k].
+
+    Returns:
+        [micro_batch, k], fp32.
+    """
+    losses: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
+        logits.float(), labels.t().contiguous()
+    )
+    return losses.t()

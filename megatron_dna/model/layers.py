@@ -1,0 +1,282 @@
+"""The layers of the encoder: two specs of Megatron-Core's TransformerLayer for one architecture.
+
+The `local` spec is plain torch and runs anywhere; `transformer_engine` is NVIDIA's fused modules.
+Both have ModernBERT's shape: pre-LayerNorm, no norm before the first attention, GeGLU, RoPE with
+one base for global and one for local layers. Their checkpoints have the same keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from megatron_dna.config import ConfigError, ModelConfig
+
+
+def is_local_layer(model: ModelConfig, layer: int) -> bool:
+    """Whether layer `layer` (counted from 0) attends within a window only."""
+    return layer % model.global_attn_every_n_layers != 0
+
+
+def choose_layer_spec(requested: str, on_cuda: bool) -> str:
+    """Resolve `auto`, and refuse a spec that cannot run here.
+
+    Raises:
+        ConfigError: Transformer Engine is asked for and is not installed, or there is no CUDA.
+    """
+    has_te = importlib.util.find_spec("transformer_engine") is not None
+    if requested == "auto":
+        return "transformer_engine" if on_cuda and has_te else "local"
+    if requested == "transformer_engine" and not (on_cuda and has_te):
+        missing = "Transformer Engine (pip install megatron_dna[gpu])" if on_cuda else "CUDA"
+        raise ConfigError(f"model.layer_spec ({requested}) needs {missing}; use local or auto")
+    return requested
+
+
+class LayerNorm(MegatronModule):
+    """LayerNorm with or without bias that knows sequence parallelism.
+
+    Under sequence parallelism each TP rank sees a part of the sequence, so the gradients of the
+    weights are partial: the mark makes Megatron-Core sum them over the TP group.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float,
+        bias: bool,
+        sharded: bool = True,
+    ) -> None:
+        """`sharded`: whether the input is split along the sequence under sequence parallelism."""
+        super().__init__(config)
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.bias = None
+        if bias:
+            self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel and sharded
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise the last dimension of `hidden` [..., hidden]."""
+        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def rotary_angles(model: ModelConfig, seq_length: int, device: torch.device) -> Tensor:
+    """RoPE angles of global (row 0) and local (row 1) layers: [2, seq, 1, 1, head_dim], fp32."""
+    dim = model.hidden_size // model.num_attention_heads
+    steps = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    thetas = torch.tensor([[model.global_rope_theta], [model.local_rope_theta]])
+    inverse_frequencies = 1.0 / thetas**steps  # [2, head_dim / 2]
+    positions = torch.arange(seq_length, dtype=torch.float32)
+    angles = positions[None, :, None] * inverse_frequencies[:, None, :]
+    return torch.cat((angles, angles), dim=-1)[:, :, None, None, :].to(device)
+
+
+class EncoderSelfAttention(SelfAttention):
+    """Megatron-Core's self-attention: a RoPE base per layer type, and no mask where none is due."""
+
+    def __init__(self, *args: Any, is_local: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_local = is_local
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        rotary_pos_emb: Tensor,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend. Source: Megatron-Core `Attention.forward`; differs as the class says.
+
+        Args:
+            hidden_states: [seq, micro_batch, hidden], the sequence split over TP under SP.
+            attention_mask: [micro_batch, 1, 1, seq], True where a key is padding; None if nowhere.
+            rotary_pos_emb: `rotary_angles`.
+            **kwargs: passed on.
+
+        Returns:
+            Output [seq, micro_batch, hidden] and the (absent) bias, to be added by the caller.
+        """
+        # Windows are full but for short documents: `no_mask` is Transformer Engine's fast path.
+        full = attention_mask is None
+        self.attn_mask_type = AttnMaskType.no_mask if full else AttnMaskType.padding
+        output: tuple[Tensor, Tensor] = super().forward(
+            hidden_states,
+            attention_mask,
+            rotary_pos_emb=rotary_pos_emb[int(self.is_local)],
+            **kwargs,
+        )
+        return output
+
+
+@lru_cache(maxsize=8)
+def _inside_window(seq_length: int, half_width: int, device: torch.device) -> Tensor:
+    """[seq, seq], True where query and key are at most `half_width` tokens apart."""
+    positions = torch.arange(seq_length, device=device)
+    return (positions[:, None] - positions[None, :]).abs() <= half_width
+
+
+class LocalCoreAttention(torch.nn.Module):
+    """Bidirectional attention on torch's scaled_dot_product_attention, global or in a window.
+
+    Megatron-Core's own local attention materialises the scores and drops the padding mask under a
+    window (`fusions/fused_softmax.py`).
+    """
+
+    def __init__(self, config: TransformerConfig, half_width: int | None, **_: Any) -> None:
+        """`half_width`: tokens seen to each side, None for all."""
+        super().__init__()
+        self.half_width = half_width
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [seq, micro_batch, heads / tp, head_dim]; `key` and `value` alike.
+            key: as `query`.
+            value: as `query`.
+            attention_mask: [micro_batch, 1, 1, seq], True where a key is padding; None if nowhere.
+            **_: mask type and other options of Megatron-Core that the mask already tells.
+
+        Returns:
+            [seq, micro_batch, hidden / tp].
+        """
+        seq_length, micro_batch = query.shape[:2]
+        allowed = None if attention_mask is None else ~attention_mask
+        if self.half_width is not None and self.half_width < seq_length - 1:
+            window = _inside_window(seq_length, self.half_width, query.device)
+            allowed = window if allowed is None else allowed & window
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return output.permute(2, 0, 1, 3).reshape(seq_length, micro_batch, -1)
+
+
+def local_layer(model: ModelConfig, layer: int) -> ModuleSpec:
+    """Layer `layer` (counted from 0) in plain torch."""
+    norm = ModuleSpec(module=LayerNorm, params={"bias": model.norm_bias})
+    half_width = model.local_attention // 2 if is_local_layer(model, layer) else None
+
+    def core_attention(**kwargs: Any) -> LocalCoreAttention:
+        return LocalCoreAttention(half_width=half_width, **kwargs)
+
+    keys = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+    if layer > 0:
+        keys["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
+    return _layer(
+        model,
+        layer,
+        SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=core_attention,
+            linear_proj=RowParallelLinear,
+        ),
+        MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+        input_layernorm=norm if layer > 0 else IdentityOp,
+        pre_mlp_layernorm=norm,
+        sharded_state_dict_keys_map=keys,
+    )
+
+
+def transformer_engine_layer(model: ModelConfig, layer: int) -> ModuleSpec:
+    """Layer `layer` (counted from 0) in Transformer Engine's modules, norms fused into linears."""
+    from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelLinear,
+        TEDotProductAttention,
+        TELayerNormColumnParallelLinear,
+        TERowParallelLinear,
+    )
+
+    return _layer(
+        model,
+        layer,
+        SelfAttentionSubmodules(
+            linear_qkv=TELayerNormColumnParallelLinear if layer > 0 else TEColumnParallelLinear,
+            core_attention=TEDotProductAttention,
+            linear_proj=TERowParallelLinear,
+        ),
+        MLPSubmodules(linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear),
+    )
+
+
+def _layer(
+    model: ModelConfig,
+    layer: int,
+    attention: SelfAttentionSubmodules,
+    mlp: MLPSubmodules,
+    **rest: Any,
+) -> ModuleSpec:
+    return ModuleSpec(
+        module=EncoderLayer,
+        params={"norm_bias": model.norm_bias},
+        submodules=TransformerLayerSubmodules(
+            self_attention=ModuleSpec(
+                module=EncoderSelfAttention,
+                params={"is_local": is_local_layer(model, layer)},
+                submodules=attention,
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp_bda=get_bias_dropout_add,
+            **rest,
+        ),
+    )
+
+
+class EncoderLayer(TransformerLayer):
+    """Megatron-Core's layer; keeps Transformer Engine's norm biases at zero where there are none.
+
+    Transformer Engine's LayerNorm always has a bias. Without `model.norm_bias` it stays zero,
+    takes no gradient and is left out of checkpoints.
+    """
+
+    def __init__(self, *args: Any, norm_bias: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm_bias = norm_bias
+        for bias in self._unwanted_biases().values():
+            torch.nn.init.zeros_(bias)
+            bias.requires_grad_(False)
+
+    def _unwanted_biases(self) -> dict[str, torch.nn.Parameter]:
+        if self.norm_bias:
+            return {}
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if name.endswith("layer_norm_bias")
+        }
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> ShardedStateDict:
+        """As Megatron-Core's, without the biases that do not exist in the architecture."""
+        state: ShardedStateDict = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for name in self._unwanted_biases():
+            state.pop(prefix + name, None)
+        return state
+
+
+def head_config(config: TransformerConfig) -> TransformerConfig:
+    """`config` for modules whose input is whole on every TP rank, as the head's is."""
+    return dataclasses.replace(config, sequence_parallel=False)

@@ -1,0 +1,97 @@
+"""Which part of the work this process has; the only module that touches Megatron's groups."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_dna.config import Config
+from megatron_dna.parallel.platform import Platform
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process's place in the TP x PP x DP grid, and the groups it belongs to."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    groups: ProcessGroupCollection
+    """Megatron's process groups."""
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this process holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process holds the head and computes the loss."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def is_log_rank(self) -> bool:
+        """Whether this process writes logs and metrics."""
+        return self.rank == 0
+
+    @property
+    def counts_loss(self) -> bool:
+        """Whether this process's loss is summed: one of the TP ranks of the last stage."""
+        return self.is_last_stage and self.tp_rank == 0
+
+
+def initialize(config: Config, platform: Platform) -> Topology:
+    """Join the world that torchrun describes (alone without torchrun) and divide it.
+
+    A process group that exists already is used as it is.
+    """
+    timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group(platform.backend, timeout=timeout)
+        else:
+            dist.init_process_group(
+                platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        distributed_timeout_minutes=max(1, round(config.parallel.timeout_minutes)),
+    )
+    # Initial weights are drawn by name, not from these streams; they serve Megatron's modules.
+    tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
+    return Topology(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        groups=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+
+
+def sum_over_world(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all processes, in place and on every process."""
+    dist.all_reduce(values)
+    return values
+
+
+def shutdown() -> None:
+    """Leave the world. Safe to call twice."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

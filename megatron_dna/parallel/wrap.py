@@ -1,0 +1,26 @@
+"""Data parallelism around a pipeline stage: Megatron-Core's DDP and gradient finalisation."""
+
+from __future__ import annotations
+
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.transformer.module import MegatronModule
+
+from megatron_dna.config import ParallelConfig
+
+
+def wrap_model(model: MegatronModule, parallel: ParallelConfig) -> DistributedDataParallel:
+    """`model` with gradients summed over data-parallel ranks, in fp32."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+    )
+    wrapped = DistributedDataParallel(model.config, ddp_config, model)
+    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.no_sync_func = wrapped.no_sync if parallel.overlap_grad_reduce else None
+    return wrapped

@@ -1,0 +1,189 @@
+"""Loss and gradients of every layout against torch autograd in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from megatron_dna.config import Config, load_config
+from megatron_dna.data.loader import Batch
+from megatron_dna.model.encoder import build_model
+from megatron_dna.parallel import topology
+from megatron_dna.parallel.platform import setup_platform
+from megatron_dna.parallel.schedule import StepResult, run_step
+from megatron_dna.parallel.wrap import wrap_model
+from tests.dist.harness import run_ranks
+
+VOCAB, SEQ, MASKED = 90, 24, 5
+SHAPE = [
+    "model.num_layers=4",
+    "model.hidden_size=32",
+    "model.ffn_hidden_size=48",
+    "model.num_attention_heads=4",
+    "model.init_method_std=0.2",
+    "model.global_attn_every_n_layers=2",
+    "model.local_attention=8",
+    "model.norm_bias=true",
+    f"data.segment_size={SEQ}",
+    "train.precision=fp32",
+    "train.micro_batch_size=2",
+    "train.global_batch_size=8",
+    "parallel.platform=cpu",
+]
+
+
+def _sample(number: int) -> tuple[torch.Tensor, ...]:
+    """Sample `number`: ids, mask, masked positions, labels, loss mask. Every third is padded."""
+    generator = torch.Generator().manual_seed(number)
+    ids = torch.randint(6, VOCAB, (SEQ,), generator=generator)
+    mask = torch.ones(SEQ, dtype=torch.bool)
+    loss_mask = torch.ones(MASKED)
+    positions = torch.randperm(10, generator=generator)[:MASKED].sort().values
+    if number % 3 == 0:
+        mask[12:] = False
+        loss_mask[3:] = 0
+    labels = torch.randint(6, VOCAB, (MASKED,), generator=generator)
+    return ids, mask, positions, labels, loss_mask
+
+
+def _batches(config: Config, dp_rank: int, dp_size: int) -> Iterator[Batch]:
+    size = config.train.micro_batch_size
+    for first in range(dp_rank * size, config.train.global_batch_size, dp_size * size):
+        samples = [_sample(first + i) for i in range(size)]
+        ids, mask, positions, labels, loss_mask = (
+            torch.stack(column)[None] for column in zip(*samples, strict=True)
+        )
+        yield Batch(
+            input_ids=ids,
+            attention_mask=None if mask.all() else mask,
+            masked_positions=positions,
+            labels=labels,
+            loss_mask=loss_mask,
+            num_tokens=int(mask.sum()),
+            num_bases=int(mask.sum()) * 3,
+        )
+
+
+def _parameter_gradients(overrides: list[str]) -> tuple[StepResult, dict[str, torch.Tensor]]:
+    """On a rank: one step, then this rank's gradients as {checkpoint key: (slice, gradient)}."""
+    config = load_config(None, SHAPE + overrides)
+    place = topology.initialize(config, setup_platform("cpu"))
+    model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+    wrapped = wrap_model(model, config.parallel)
+    lengths = torch.arange(VOCAB)
+    num_microbatches = config.train.global_batch_size // (
+        config.train.micro_batch_size * place.dp_size
+    )
+    batches = _batches(config, place.dp_rank, place.dp_size)
+    wrapped.zero_grad_buffer()
+    result = run_step(wrapped, batches, config, place, lengths, num_microbatches)
+    if config.parallel.use_distributed_optimizer:
+        # Each DP rank holds the reduced gradients of its shard of the buffer: gather them all.
+        for buffer in wrapped.buffers:
+            shard = buffer.grad_data.numel() // place.dp_size
+            own = slice(place.dp_rank * shard, (place.dp_rank + 1) * shard)
+            reduced = torch.zeros_like(buffer.grad_data)
+            reduced[own] = buffer.grad_data[own]
+            torch.distributed.all_reduce(reduced, group=place.groups.dp)
+            buffer.grad_data.copy_(reduced)
+    gradients = {}
+    by_storage = {p.data_ptr(): p.main_grad for p in model.parameters()}
+    for entry in model.sharded_state_dict().values():
+        parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
+        if not all(isinstance(part, ShardedTensor) for part in parts):
+            continue
+        owner = entry.data
+        gradient = by_storage[owner.data_ptr()].clone()
+        if isinstance(entry, ShardedTensorFactory):
+            pieces = gradient.chunk(len(parts))
+        else:
+            pieces = (gradient,)
+        for part, piece in zip(parts, pieces, strict=True):
+            where = tuple(s for s in part.global_slice() if isinstance(s, slice))
+            gradients.setdefault(part.key, []).append((where, part.global_shape, piece))
+    topology.shutdown()
+    return result, gradients
+
+
+def _assemble(ranks: list) -> dict[str, torch.Tensor]:
+    full: dict[str, torch.Tensor] = {}
+    for _, gradients in ranks:
+        for key, entries in gradients.items():
+            for where, shape, piece in entries:
+                full.setdefault(key, torch.full(tuple(shape), float("nan")))[where] = piece
+    return full
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[StepResult, dict[str, torch.Tensor]]:
+    """Plain autograd in one process: no DDP buffers, no schedule, the loss as the issue states it."""
+    return run_ranks(_reference, 1)[0]
+
+
+def _reference() -> tuple[float, dict[str, torch.Tensor]]:
+    config = load_config(None, SHAPE)
+    place = topology.initialize(config, setup_platform("cpu"))
+    model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+    losses, masked = torch.zeros(()), 0.0
+    for number in range(config.train.global_batch_size):
+        ids, mask, positions, labels, loss_mask = (t[None] for t in _sample(number))
+        logits = model(ids, mask, positions)
+        loss = torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="none")
+        losses = losses + (loss * loss_mask[0]).sum()
+        masked += loss_mask.sum().item()
+    (losses / masked).backward()
+    gradients: dict[str, torch.Tensor] = {}
+    for entry in model.sharded_state_dict().values():
+        if isinstance(entry, ShardedTensorFactory):
+            grad = {p.data_ptr(): p.grad for p in model.parameters()}[entry.data.data_ptr()]
+            for part, piece in zip(entry.build(), grad.chunk(2), strict=True):
+                gradients.setdefault(part.key, torch.zeros(tuple(part.global_shape)))[
+                    part.global_slice()
+                ] = piece
+        elif isinstance(entry, ShardedTensor):
+            gradients[entry.key] = {p.data_ptr(): p.grad for p in model.parameters()}[
+                entry.data.data_ptr()
+            ]
+    topology.shutdown()
+    return (losses / masked).item(), gradients
+
+
+TP = "parallel.tensor_model_parallel_size=2"
+PP = "parallel.pipeline_model_parallel_size=2"
+SP = "parallel.sequence_parallel=true"
+PLAIN = "parallel.use_distributed_optimizer=false"
+FULL, SELECTIVE = (f"train.recompute_granularity={kind}" for kind in ("full", "selective"))
+LAYOUTS = {
+    "one": (1, []),
+    "tp2": (2, [TP]),
+    "tp2_sp": (2, [TP, SP]),
+    "tp2_sp_full_recompute": (2, [TP, SP, FULL]),
+    "pp2": (2, [PP]),
+    "pp2_selective_recompute": (2, [PP, SELECTIVE]),
+    "dp2": (2, []),
+    "dp2_plain_optimizer": (2, [PLAIN]),
+    "dp2_overlap": (2, ["parallel.overlap_grad_reduce=true"]),
+    "tp2_pp2_sp": (4, [TP, PP, SP]),
+    "tp2_pp2_plain_optimizer_full_recompute": (4, [TP, PP, PLAIN, FULL]),
+    "tp2_dp2_sp": (4, [TP, SP]),
+    "tp2_dp2_plain_optimizer": (4, [TP, PLAIN]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_equal_one_process(reference, layout: str):
+    """A difference means that splitting the model changes what it learns."""
+    want_loss, want = reference
+    world_size, overrides = LAYOUTS[layout]
+    ranks = run_ranks(_parameter_gradients, world_size, overrides)
+    got = _assemble(ranks)
+    for result, _ in ranks:
+        assert abs(result.loss - want_loss) / want_loss < 1e-6
+        assert result.num_masked == 3 * 3 + 5 * MASKED
+    assert got.keys() == want.keys()
+    for key, gradient in want.items():
+        error = (got[key] - gradient).norm() / gradient.norm()
+        assert error <= 1e-5, f"{key}: relative error {error:.2e}"
