@@ -56,10 +56,10 @@ def test_bad_keys_and_types_are_named(overrides: list[str], words: list[str]):
 
 
 def test_unreadable_recipes_are_named(tmp_path: Path):
-    with pytest.raises(ConfigError, match="absent.yaml"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load_config(tmp_path / "absent.yaml")
     (tmp_path / "bad.yaml").write_text("model: {num_layers: [")
-    with pytest.raises(ConfigError, match="bad.yaml"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_config(tmp_path / "bad.yaml")
 
 
