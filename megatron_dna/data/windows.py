@@ -1,7 +1,7 @@
 """Documents to samples: a typed facade over the index in `csrc/windows.cpp`.
 
-A window is W = S x (C - 2) tokens of one document. A document of L tokens has ceil(L / W) windows in
-every epoch, all full and all different; only a document shorter than W has a short one. Training
+A window is W = S x (C - 2) tokens of one document. A document of L tokens has ceil(L / W) windows
+in every epoch, all full and all different; only a document shorter than W has a short one. Training
 windows start at a new random phase each epoch, so a token is seen at every place of a window:
 
     phase 0     |-------|-------|-------|           the last window is shifted back to be full
