@@ -106,7 +106,7 @@ def modernbert_config(config: Config, tokenizer: DnaTokenizer) -> ModernBertConf
         norm_eps=model.norm_eps,
         norm_bias=model.norm_bias,
         layer_types=layer_types,
-        global_attn_every_n_layers=model.global_attn_every_n_layers,
+        global_attn_every_n_layers=model.global_attn_every_n_layers,  # type: ignore[call-arg]
         local_attention=model.local_attention,
         rope_parameters={
             "full_attention": {"rope_type": "default", "rope_theta": model.global_rope_theta},
