@@ -22,8 +22,73 @@ class BpeEncoder:
 
 # ---- sequences -----------------------------------------------------------------------------------
 
+def clean_sequence(raw: bytes | bytearray | memoryview, num_before: int) -> tuple[bytes, int]: ...
+def find_stretches(
+    sequence: bytes | bytearray | memoryview, min_run: int
+) -> list[tuple[int, int]]: ...
+def reverse_complement(sequence: bytes | bytearray | memoryview) -> bytes: ...
+
 # ---- indexed files -------------------------------------------------------------------------------
+
+class IndexedWriter:
+    def __init__(self, prefix: str, vocab_size: int) -> None: ...
+    def append(self, ids: npt.NDArray[np.int32]) -> None: ...
+    def end_document(self) -> None: ...
+    def prepare(self) -> None: ...
+    def publish(self) -> None: ...
+    def abort(self) -> None: ...
+    @property
+    def num_documents(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def bytes_per_token(self) -> int: ...
 
 # ---- windows -------------------------------------------------------------------------------------
 
+class WindowIndex:
+    def __init__(
+        self,
+        document_lengths: npt.NDArray[np.int32],
+        *,
+        window_tokens: int,
+        min_tokens: int,
+        seed: int,
+        stream: int,
+        random_phase: bool,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def locate(
+        self, samples: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+
 # ---- masking -------------------------------------------------------------------------------------
+
+class Masker:
+    def __init__(
+        self,
+        *,
+        segment_size: int,
+        num_masked: int,
+        mean_span_length: float,
+        seed: int,
+        stream: int,
+        cls_id: int,
+        sep_id: int,
+        pad_id: int,
+        mask_id: int,
+        special_ids: npt.NDArray[np.int32],
+        token_lengths: npt.NDArray[np.int32],
+    ) -> None: ...
+    def write(
+        self,
+        windows: Sequence[npt.NDArray[np.uint16] | npt.NDArray[np.int32]],
+        samples: npt.NDArray[np.int64],
+        *,
+        num_segments: int,
+        input_ids: npt.NDArray[np.int64],
+        masked_positions: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        loss_mask: npt.NDArray[np.float32],
+        num_real: npt.NDArray[np.int32],
+    ) -> tuple[int, int, int | None, int]: ...

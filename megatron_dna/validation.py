@@ -28,6 +28,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 
 
 def _require(holds: bool, key: str, value: Any, rule: str, fix: str = "") -> None:
+    value = str(value).lower() if isinstance(value, bool) else value  # as YAML spells it
     if not holds:
         raise ConfigError(f"{key} ({value}) {rule}" + (f"; {fix}" if fix else ""))
 

@@ -74,4 +74,5 @@ def _rank_main(
     except BaseException:
         (Path(folder) / f"error_{rank}").write_text(traceback.format_exc())
         os._exit(1)  # peers blocked in a collective see the connection close
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,241 @@
+"""Preprocessed genomes to micro-batches, the same samples at every number of ranks and workers.
+
+Sample n of a split is a pure function of (data.seed, n): the blend says which source it is from,
+the source's window index which stretch of which document, the masker what is masked. So nothing
+about the loader needs saving but the number of consumed samples, and a run resumes at the exact
+sample under another data-parallel size, micro-batch size or number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from megatron_dna.config import BlendSource, Config, ConfigError
+from megatron_dna.data.blend import Blend
+from megatron_dna.data.indexed import IndexedTokens, TokenArray
+from megatron_dna.data.masking import MaskedSegments, Masker, VocabularyError
+from megatron_dna.data.windows import WindowIndex
+from megatron_dna.tokenizer.bpe import DnaTokenizer
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "valid"]
+
+_STREAMS: dict[Split, int] = {"train": 0, "valid": 1}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of S-segment windows, CPU tensors."""
+
+    input_ids: Tensor
+    """int64 [S, micro_batch, C]: masked [CLS] + C - 2 tokens + [SEP], padded in short documents."""
+    attention_mask: Tensor | None
+    """bool [S, micro_batch, C], True where not padding; None when nothing is padded."""
+    masked_positions: Tensor
+    """int64 [S, micro_batch, k] positions in the segment, ascending; unused slots 0."""
+    labels: Tensor
+    """int64 [S, micro_batch, k] original ids at those positions; unused slots 0."""
+    loss_mask: Tensor
+    """float32 [S, micro_batch, k] 1 for used slots, 0 for unused."""
+    num_tokens: int
+    """Content tokens of the micro-batch: no frame, no padding."""
+    num_bases: int
+    """Bases they spell."""
+
+
+def build_loader(
+    config: Config, split: Split, consumed_samples: int, dp_rank: int, dp_size: int
+) -> Iterator[Batch]:
+    """Endless micro-batches of one data-parallel rank, from sample `consumed_samples` on.
+
+    Micro-batch t starts at sample consumed_samples + (t * dp_size + dp_rank) * micro_batch_size: so
+    the samples of a global batch do not depend on dp_size. Training windows have a random phase
+    each epoch, validation windows none, and each evaluation from 0 on is the same.
+
+    Raises:
+        ConfigError: the split has no source, a pair is damaged, or was made with another tokenizer.
+        ValueError: (from the iterator) a token id is outside the tokenizer's vocabulary.
+    """
+    if consumed_samples < 0 or not 0 <= dp_rank < dp_size:
+        raise ValueError(
+            f"consumed_samples ({consumed_samples}) must not be negative, and dp_rank ({dp_rank}) "
+            f"must be below dp_size ({dp_size})"
+        )
+    dataset = _MicroBatches(config, split, consumed_samples, dp_rank, dp_size)
+    dataset.open().log_summary()
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_Forever(),
+            num_workers=config.data.num_workers,
+            collate_fn=_unchanged,
+            # The loader seeds its workers from this; the global generator stays untouched.
+            generator=torch.Generator(),
+        )
+    )
+
+
+class SampleReader:
+    """Reads any samples of a split. Holds memory maps: each process opens its own."""
+
+    def __init__(self, config: Config, split: Split) -> None:
+        """Opens and checks all sources of a split.
+
+        Raises:
+            ConfigError: the split has no source, a pair is damaged, or was made with another
+                tokenizer.
+            ValueError: data.tokenizer is not a tokenizer of GENA's kind.
+        """
+        sources = {"train": config.data.train, "valid": config.data.valid}[split]
+        if not sources:
+            raise ConfigError(f"data.{split} ([]) must list at least one {{prefix, weight}}")
+        self._split = split
+        self._segment_size = config.data.segment_size
+        self._window_tokens = config.memory.max_n_segments * (config.data.segment_size - 2)
+        self._tokenizer = DnaTokenizer.from_file(config.data.tokenizer)
+        self._sources = [
+            _open_source(f"data.{split}[{i}].prefix", source, self._tokenizer)
+            for i, source in enumerate(sources)
+        ]
+        self._indexes = [
+            WindowIndex(
+                tokens.lengths, self._window_tokens, seed=config.data.seed, source=i,
+                random_phase=split == "train",
+            )
+            for i, tokens in enumerate(self._sources)
+        ]  # fmt: skip
+        self._blend = Blend([source.weight for source in sources])
+        self._masker = Masker(config, self._tokenizer, stream=_STREAMS[split])
+
+    def read(self, first: int, count: int) -> Batch:
+        """Samples [first, first + count) as a micro-batch.
+
+        Raises:
+            ValueError: a token id is outside the tokenizer's vocabulary; names file and fix.
+        """
+        samples = np.arange(first, first + count, dtype=np.int64)
+        located = [self._blend.locate(n) for n in samples.tolist()]
+        windows = self._read_windows(located)
+        try:
+            segments = self._masker.mask(windows, samples)
+        except VocabularyError as error:
+            prefix = self._sources[located[error.slot][0]].prefix
+            raise ValueError(
+                f"{prefix}.bin: {error}; it was made with another tokenizer than data.tokenizer, "
+                "or is damaged: give the tokenizer it was made with"
+            ) from error
+        return _to_batch(segments, self._segment_size)
+
+    def _read_windows(self, located: list[tuple[int, int]]) -> list[TokenArray]:
+        windows: dict[int, TokenArray] = {}
+        for source in {source for source, _ in located}:
+            slots = [slot for slot, place in enumerate(located) if place[0] == source]
+            numbers = np.array([located[slot][1] for slot in slots], np.int64)
+            places = zip(*(a.tolist() for a in self._indexes[source].locate(numbers)), strict=True)
+            for slot, (document, start, length) in zip(slots, places, strict=True):
+                windows[slot] = self._sources[source].read(document, start, length)
+        return [windows[slot] for slot in range(len(located))]
+
+    def log_summary(self) -> None:
+        """One line a source: what there is, and how much of it is padded."""
+        for tokens, index in zip(self._sources, self._indexes, strict=True):
+            num_short = int(((tokens.lengths > 0) & (tokens.lengths < self._window_tokens)).sum())
+            logger.info(
+                "data.%s %s: %d documents, %d tokens, %d windows of %d tokens an epoch, %d padded",
+                self._split, tokens.prefix, len(tokens), tokens.num_tokens, len(index),
+                self._window_tokens, num_short,
+            )  # fmt: skip
+
+
+class _MicroBatches(Dataset[Batch]):
+    """Micro-batch number -> micro-batch of one rank. Pickles without what it has opened."""
+
+    def __init__(
+        self, config: Config, split: Split, first: int, dp_rank: int, dp_size: int
+    ) -> None:
+        self._config, self._split, self._first = config, split, first
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._reader: SampleReader | None = None
+
+    def open(self) -> SampleReader:
+        """The reader of this process."""
+        if self._reader is None:
+            self._reader = SampleReader(self._config, self._split)
+        return self._reader
+
+    def __getitem__(self, number: int) -> Batch:
+        count = self._config.train.micro_batch_size
+        first = self._first + (number * self._dp_size + self._dp_rank) * count
+        return self.open().read(first, count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}
+
+
+class _Forever(Sampler[int]):
+    """0, 1, 2, ..."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _to_batch(segments: MaskedSegments, segment_size: int) -> Batch:
+    num_real = torch.from_numpy(segments.num_real)
+    is_padded = bool((num_real < segment_size).any())
+    return Batch(
+        input_ids=torch.from_numpy(segments.input_ids),
+        attention_mask=torch.arange(segment_size) < num_real.unsqueeze(-1) if is_padded else None,
+        masked_positions=torch.from_numpy(segments.masked_positions),
+        labels=torch.from_numpy(segments.labels),
+        loss_mask=torch.from_numpy(segments.loss_mask),
+        num_tokens=segments.num_tokens,
+        num_bases=segments.num_bases,
+    )
+
+
+def _open_source(key: str, source: BlendSource, tokenizer: DnaTokenizer) -> IndexedTokens:
+    try:
+        tokens = IndexedTokens(source.prefix)
+        _check_manifest(source.prefix, tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"{key} ({source.prefix}): {error}") from error
+    return tokens
+
+
+def _check_manifest(prefix: str, tokenizer: DnaTokenizer) -> None:
+    """Compares tokenizers, if the manifest that preprocessing wrote is beside the pair."""
+    stem = prefix.removesuffix("_train").removesuffix("_valid")
+    path = Path(f"{stem}.json")
+    if not path.is_file():
+        logger.warning("%s has no manifest %s: its tokenizer is not checked", prefix, path)
+        return
+    try:
+        manifest = json.loads(path.read_bytes())
+        sha256 = manifest["tokenizer"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"manifest {path} must be JSON with tokenizer.sha256 ({error!r}); restore it or make "
+            "the data again with tools/preprocess_genome.py"
+        ) from error
+    if sha256 != tokenizer.sha256:
+        raise ValueError(
+            f"it was made with another tokenizer (sha256 {sha256}, by {path}) than data.tokenizer "
+            f"(sha256 {tokenizer.sha256}); give that one, or make the data again"
+        )

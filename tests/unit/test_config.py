@@ -1,0 +1,117 @@
+"""Options: what is read, and what is refused with key, value, rule and fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_dna.config import ConfigError, load_config, to_yaml
+from megatron_dna.validation import data_parallel_size, validate
+
+
+@pytest.fixture
+def valid_overrides(tmp_path: Path) -> list[str]:
+    """A configuration that passes, with files that exist."""
+    for name in ("tokenizer.json", "d_train.bin", "d_train.idx"):
+        (tmp_path / name).touch()
+    return [
+        f"data.tokenizer={tmp_path}/tokenizer.json",
+        f"data.train=[{{prefix: {tmp_path}/d_train}}]",
+    ]
+
+
+def test_yaml_round_trip(tmp_path: Path):
+    """The config stored in a checkpoint must mean the same when read back."""
+    overrides = ["model.num_layers=3", "data.train=[{prefix: a, weight: 2}]", "optimizer.lr=1e-3"]
+    config = load_config(None, overrides)
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(path) == config
+
+
+def test_overrides_win_over_the_recipe(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {num_layers: 3, hidden_size: 64}")
+    config = load_config(path, ["model.num_layers=5"])
+    assert (config.model.num_layers, config.model.hidden_size) == (5, 64)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.num_layer=3"], ["model.num_layer"]),
+        (["modle.num_layers=3"], ["modle"]),
+        (["data.train=[{prefx: a}]"], ["prefx"]),
+        (["model.num_layers=three"], ["model.num_layers", "three"]),
+        (["--model.num_layers=3"], ["--model.num_layers=3", "section.key=value"]),
+        (["model.num_layers"], ["model.num_layers", "section.key=value"]),
+    ],
+)
+def test_bad_keys_and_types_are_named(overrides: list[str], words: list[str]):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unreadable_recipes_are_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("model: {num_layers: [")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(tmp_path / "bad.yaml")
+
+
+BAD = {
+    "parallel.tensor_model_parallel_size=5": ["model.num_attention_heads (12)"],
+    "parallel.pipeline_model_parallel_size=5": ["model.num_layers (12)"],
+    "parallel.sequence_parallel=true": ["tensor_model_parallel_size"],
+    "model.num_attention_heads=7": ["model.hidden_size (768)"],
+    "model.local_attention=7": ["even"],
+    "model.layer_spec=apex": ["transformer_engine"],
+    "memory.num_mem_tokens=-1": ["0"],
+    "data.mlm_probability=1.5": ["between 0 and 1"],
+    "data.mean_span_length=0": ["segment_size"],
+    "data.segment_size=4": ["at least 8"],
+    "data.tokenizer=absent.json": ["train_tokenizer"],
+    "data.train=[]": ["preprocess_genome"],
+    "data.train=[{prefix: absent}]": ["absent.bin"],
+    "train.precision=fp16": ["bf16", "fp32"],
+    "train.global_batch_size=30": ["micro_batch_size", "32"],
+    "train.recompute_granularity=half": ["selective", "full"],
+    "train.train_iters=0": ["positive"],
+    "optimizer.lr=0": ["positive"],
+    "optimizer.adam_beta2=1": ["below 1"],
+    "scheduler.lr_decay_style=cosin": ["cosine", "WSD"],
+    "scheduler.lr_warmup_iters=1000": ["1000"],
+    "scheduler.min_lr=1": ["optimizer.lr"],
+    "checkpoint.keep_last=-1": ["negative"],
+    "parallel.overlap_param_gather=true": ["overlap_grad_reduce"],
+    "logging.log_interval=0": ["positive"],
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_values_name_key_value_and_rule(valid_overrides: list[str], override: str):
+    """Each must be refused before a process group exists, in one line that can be acted on."""
+    config = load_config(None, [*valid_overrides, override])
+    with pytest.raises(ConfigError) as error:
+        validate(config, world_size=1 if "tensor" not in override else 5)
+    message = str(error.value)
+    key, _, value = override.partition("=")
+    assert key.split("[")[0] in message
+    assert value in message or value.startswith("[")
+    for word in BAD[override]:
+        assert word in message
+
+
+def test_a_good_configuration_passes(valid_overrides: list[str]):
+    validate(load_config(None, valid_overrides), world_size=2)
+
+
+def test_world_size_must_fit_the_layout():
+    config = load_config(None, ["parallel.tensor_model_parallel_size=2"])
+    assert data_parallel_size(config, 6) == 3
+    with pytest.raises(ConfigError, match="number of processes \\(3\\)"):
+        data_parallel_size(config, 3)
