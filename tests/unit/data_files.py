@@ -57,9 +57,7 @@ def philox(counter, key) -> list[int]:
     """The four words of one Philox block. numpy counts up before it draws, so it starts one less."""
     number = sum(word << (64 * i) for i, word in enumerate(counter)) - 1
     words = [(number % 2**256) >> (64 * i) & (2**64 - 1) for i in range(4)]
-    generator = np.random.Philox(
-        counter=np.array(words, np.uint64), key=np.array(key, np.uint64)
-    )
+    generator = np.random.Philox(counter=np.array(words, np.uint64), key=np.array(key, np.uint64))
     return [int(word) for word in generator.random_raw(4)]
 
 

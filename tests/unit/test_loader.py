@@ -33,9 +33,7 @@ def files(tmp_path_factory):
             "human_valid": [200, 87, 7],
         }.items()
     }
-    for (name, ids), dtype in zip(
-        documents.items(), (np.uint16, np.int32, np.uint16), strict=True
-    ):
+    for (name, ids), dtype in zip(documents.items(), (np.uint16, np.int32, np.uint16), strict=True):
         write_pair(path / name, ids, dtype)
     return path, tokenizer, documents
 

@@ -99,9 +99,7 @@ def test_validation_windows_start_at_multiples_and_cover_every_token(lengths, wi
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=documents, window=st.integers(1, 25), epoch=st.integers(0, 1000))
-def test_training_windows_are_full_distinct_and_miss_at_most_half_a_window(
-    lengths, window, epoch
-):
+def test_training_windows_are_full_distinct_and_miss_at_most_half_a_window(lengths, window, epoch):
     index = make_index(lengths, window)
     windows = epoch_of(index, epoch)
     assert len(windows) == len(set(windows)) == sum(-(-length // window) for length in lengths)
