@@ -1,9 +1,10 @@
-"""The loader: a failure means ranks, workers or a resumed run see other samples than they should."""
+"""The loader: a failure means ranks, workers or a resumed run see the wrong samples."""
 
 import itertools
 import json
 import multiprocessing
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def test_bad_input_is_refused_before_the_first_batch(files, tmp_path):
     with pytest.raises(ConfigError, match=r"data\.valid \(\[\]\) must list at least one"):
         build_loader(make_config(files, "data.valid=[]"), "valid", 0, 0, 1)
     prefix = write_pair(tmp_path / "cut", [[9] * 99])
-    with open(f"{prefix}.bin", "r+b") as file:
+    with Path(f"{prefix}.bin").open("r+b") as file:
         file.truncate(100)
     config = make_config(files, f"data.train=[{{prefix: {prefix}}}]")
     with pytest.raises(ConfigError, match=r"data\.train\[0\]\.prefix .*cut\.bin is damaged"):
