@@ -283,7 +283,9 @@ def _folders(root: Path, up_to: int | None = None) -> list[Path]:
         return []
     numbered = [(iteration_of(path), path) for path in root.iterdir() if path.is_dir()]
     found = [(number, path) for number, path in numbered if number is not None]
-    return [path for number, path in sorted(found, reverse=True) if up_to is None or number <= up_to]
+    return [
+        path for number, path in sorted(found, reverse=True) if up_to is None or number <= up_to
+    ]
 
 
 def _read_latest(root: Path) -> Path | None:

@@ -36,12 +36,12 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_dna.checkpoint import folders
 from megatron_dna.checkpoint.agreement import on_every_rank, on_first_rank
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.folders import CheckpointError, find_latest
 from megatron_dna.checkpoint.metadata import INDEX, read_shapes
 from megatron_dna.checkpoint.optimizer_state import (
     StateToLoad,
@@ -49,11 +49,23 @@ from megatron_dna.checkpoint.optimizer_state import (
     get_step,
     to_save,
 )
-from megatron_dna.config import Config, load_config, to_yaml
+from megatron_dna.checkpoint.reader import CONFIG, read_config
+from megatron_dna.config import Config, to_yaml
+
+__all__ = [
+    "CheckpointError",
+    "TrainState",
+    "find_latest",
+    "load_checkpoint",
+    "read_config",
+    "read_train_state",
+    "save_checkpoint",
+    "unwrap",
+    "verify_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 TRAIN_STATE = "train_state.json"
 COMMON = "common.pt"
 """Megatron's file for what is not a tensor; empty here. Read with `weights_only`, unlike what
@@ -170,7 +182,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-class _WriteInProcess(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+class _WriteInProcess(TorchDistSaveShardedStrategy):
     """Megatron's format, written by this process.
 
     Megatron's own writer starts helper processes, each of which imports the program again.
@@ -202,11 +214,6 @@ def verify_checkpoint(path: str | Path) -> None:
             folders.check_digest(folder, name, record)
 
     on_every_rank(check)
-
-
-def read_config(path: str | Path) -> Config:
-    """The options that a checkpoint was written with."""
-    return load_config(Path(path) / CONFIG)
 
 
 def read_train_state(path: str | Path) -> TrainState:
@@ -299,24 +306,3 @@ def _check_shapes(
                     f"the model's is {list(part.global_shape)}; load it with the options in its "
                     f"{CONFIG}"
                 )
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The model's whole tensors by name, in their most exact copy, without a process group.
-
-    For tools that need the weights and not the model: conversion, inspection. CPU only.
-
-    Raises:
-        CheckpointError: the checkpoint is incomplete or damaged.
-    """
-    folder = Path(path)
-    for name, record in folders.check_sizes(folder, required=REQUIRED).items():
-        folders.check_digest(folder, name, record)
-    shapes = read_shapes(folder)
-    names = [name for name in shapes if not name.startswith("optimizer.")]
-    sources = {name: best_weight_key(name, shapes) for name in names}
-    tensors = {source: torch.empty(shapes[source]) for source in sources.values()}
-    torch.distributed.checkpoint.load(
-        tensors, storage_reader=FileSystemReader(str(folder)), no_dist=True
-    )
-    return {name: tensors[source] for name, source in sources.items()}
