@@ -1,9 +1,9 @@
 """Preprocessed genomes to micro-batches, the same samples at every number of ranks and workers.
 
-Sample n of a split is a pure function of (data.seed, n): the blend says which source it is from, the
-source's window index which stretch of which document, the masker what is masked. So nothing about
-the loader needs saving but the number of consumed samples, and a run resumes at the exact sample
-under another data-parallel size, micro-batch size or number of workers.
+Sample n of a split is a pure function of (data.seed, n): the blend says which source it is from,
+the source's window index which stretch of which document, the masker what is masked. So nothing
+about the loader needs saving but the number of consumed samples, and a run resumes at the exact
+sample under another data-parallel size, micro-batch size or number of workers.
 """
 
 from __future__ import annotations
@@ -60,10 +60,9 @@ def build_loader(
 ) -> Iterator[Batch]:
     """Endless micro-batches of one data-parallel rank, from sample `consumed_samples` on.
 
-    Micro-batch t holds samples consumed_samples + (t * dp_size + dp_rank) * micro_batch_size and the
-    micro_batch_size - 1 after it: the samples of a global batch do not depend on dp_size. Training
-    windows have a random phase each epoch, validation windows none, so each evaluation from 0 on
-    is the same.
+    Micro-batch t starts at sample consumed_samples + (t * dp_size + dp_rank) * micro_batch_size: so
+    the samples of a global batch do not depend on dp_size. Training windows have a random phase
+    each epoch, validation windows none, and each evaluation from 0 on is the same.
 
     Raises:
         ConfigError: the split has no source, a pair is damaged, or was made with another tokenizer.
@@ -193,7 +192,7 @@ class _Forever(Sampler[int]):
         return itertools.count()
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

@@ -1,0 +1,145 @@
+#include "bpe_dna.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+
+namespace megatron_dna {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "packed text is read as little-endian");
+
+constexpr std::size_t kPadding = 2 * sizeof(std::uint64_t) + 1;
+constexpr std::size_t kMaxClasses = 512;     // tokens whose meetings are tabulated; 2 K^2 bytes
+constexpr std::string_view kBases = "ACTG";  // by code, which is (letter >> 1) & 3
+
+std::uint32_t code(char base) { return static_cast<unsigned char>(base) >> 1 & 3U; }
+
+bool is_dna(std::string_view text) { return text.find_first_not_of(kBases) == text.npos; }
+
+std::uint32_t pack(std::string_view text) {
+  std::uint32_t packed = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) packed |= code(text[i]) << 2 * i;
+  return packed;
+}
+
+std::string unpack(std::uint32_t packed, std::size_t length) {
+  std::string text(length, ' ');
+  for (std::size_t i = 0; i < length; ++i) text[i] = kBases[packed >> 2 * i & 3U];
+  return text;
+}
+
+}  // namespace
+
+PackedDna::PackedDna(std::string_view text) : bytes_(text.size() / 4 + 1 + kPadding, 0) {
+  std::size_t i = 0;
+  for (; i + 4 <= text.size(); i += 4) {
+    std::uint32_t letters;
+    std::memcpy(&letters, text.data() + i, sizeof letters);
+    letters = letters >> 1 & 0x03030303U;
+    bytes_[i / 4] =
+        static_cast<std::uint8_t>(letters | letters >> 6 | letters >> 12 | letters >> 18);
+  }
+  bytes_[i / 4] = static_cast<std::uint8_t>(pack(text.substr(i)));
+}
+
+DnaTables::DnaTables(const BpeVocabulary& vocabulary) {
+  const std::vector<BpeToken>& tokens = vocabulary.tokens();
+  const auto is_short = [](const BpeToken& token) { return token.text.size() <= kMaxLength; };
+  if (std::any_of(kBases.begin(), kBases.end(),
+                  [&](char base) { return vocabulary.character(base) == kNoRank; }) ||
+      !std::all_of(tokens.begin(), tokens.end(), is_short) || tokens.size() >= kNone) {
+    return;
+  }
+  num_tokens_ = static_cast<std::uint16_t>(tokens.size());
+  num_classes_ = std::min(tokens.size(), kMaxClasses);
+  build_matches(vocabulary);
+  build_pairs(vocabulary);
+}
+
+void DnaTables::build_matches(const BpeVocabulary& vocabulary) {
+  std::map<std::uint32_t, std::vector<Rank>> by_start;  // tokens longer than kShort
+  for (Rank rank = 0; rank < num_tokens_; ++rank) {
+    const std::string& text = vocabulary.tokens()[rank].text;
+    if (text.size() > kShort && is_dna(text))
+      by_start[pack(text.substr(0, kShort))].push_back(rank);
+  }
+  for (auto& [start, ranks] : by_start) {
+    std::stable_sort(ranks.begin(), ranks.end(), [&](Rank a, Rank b) {
+      return vocabulary.tokens()[a].text.size() > vocabulary.tokens()[b].text.size();
+    });
+  }
+  const auto longest = [&](std::uint32_t packed, std::size_t length) {
+    return static_cast<std::uint16_t>(vocabulary.longest_token(unpack(packed, length)));
+  };
+  std::size_t entries = num_tokens_;
+  shorts_.resize(std::size_t{1} << 2 * kShort);
+  for (std::uint32_t start = 0; start < shorts_.size(); ++start) {
+    const auto found = by_start.find(start);
+    if (found == by_start.end()) {
+      shorts_[start] = longest(start, kShort);
+      continue;
+    }
+    shorts_[start] = static_cast<std::uint16_t>(num_tokens_ + nexts_.size() / 4);
+    for (std::uint32_t next = 0; next < 4; ++next) {
+      const std::uint32_t start9 = start | next << 2 * kShort;
+      const std::size_t first = longs_.size();
+      for (const Rank rank : found->second) {
+        const std::string_view text = vocabulary.tokens()[rank].text;
+        if (text.size() <= kShort + 1 || code(text[kShort]) != next) continue;
+        Long entry{{0, 0}, {0, 0}, static_cast<std::uint16_t>(rank)};
+        for (std::size_t i = 0; i < text.size(); ++i) {
+          entry.bases[i / 32] |= std::uint64_t{code(text[i])} << 2 * (i % 32);
+          entry.masks[i / 32] |= std::uint64_t{3} << 2 * (i % 32);
+        }
+        longs_.push_back(entry);
+      }
+      const std::uint16_t shorter = longest(start9, kShort + 1);
+      nexts_.push_back(longs_.size() == first ? shorter
+                                              : static_cast<std::uint16_t>(num_tokens_ + first));
+      if (longs_.size() > first) longs_.push_back({{0, 0}, {0, 0}, shorter});
+    }
+  }
+  entries += std::max(nexts_.size() / 4, longs_.size());
+  usable_ = entries < kNone;
+}
+
+void DnaTables::build_pairs(const BpeVocabulary& vocabulary) {
+  const std::vector<BpeToken>& tokens = vocabulary.tokens();
+  std::vector<bool> is_left(num_tokens_, false), is_right(num_tokens_, false);
+  for (Rank rank = 0; rank < num_tokens_; ++rank) {
+    if (tokens[rank].left == rank) continue;  // a single character
+    is_left[tokens[rank].left] = true;
+    is_right[tokens[rank].right] = true;
+  }
+  for (Rank rank = 0; rank < num_tokens_; ++rank) {
+    const auto narrow = [](auto value) { return static_cast<std::uint16_t>(value); };
+    Rank start = rank, end = rank, start_limit = kNone, end_limit = kNone;
+    bool is_late_start = false, is_late_end = false;
+    for (; start >= num_classes_; start = tokens[start].left) {
+      is_late_start = is_late_start || is_right[start];
+      start_limit = start;
+    }
+    for (; end >= num_classes_; end = tokens[end].right) {
+      is_late_end = is_late_end || is_left[end];
+      end_limit = end;
+    }
+    rights_.push_back({narrow(tokens[rank].prefix), narrow(start), narrow(start_limit),
+                       static_cast<std::uint8_t>(tokens[rank].text.size()), is_late_start});
+    lefts_.push_back({narrow(end), narrow(end_limit), is_late_end});
+  }
+  meetings_.resize(num_classes_ * num_classes_);
+  for (Rank end = 0; end < num_classes_; ++end) {
+    for (Rank start = 0; start < num_classes_; ++start) {
+      const Rank merged = vocabulary.find_merge(end, start);
+      const bool can_meet = merged >= num_classes_ && vocabulary.is_valid_pair(end, start, 0);
+      meetings_[end * num_classes_ + start] =
+          can_meet ? static_cast<std::uint16_t>(merged) : std::uint16_t{0};
+    }
+  }
+}
+
+}  // namespace megatron_dna
