@@ -174,7 +174,7 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
     if (ids.size() == first) {
       ids.push_back(candidate);
       at += tables_.right(candidate).length;
-      candidate = longest_token();
+      if (at < run.size()) candidate = longest_token();
       continue;
     }
     auto left = static_cast<std::uint16_t>(ids.back());
