@@ -56,7 +56,12 @@ class Batch:
 
 
 def build_loader(
-    config: Config, split: Split, consumed_samples: int, dp_rank: int, dp_size: int
+    config: Config,
+    split: Split,
+    consumed_samples: int,
+    dp_rank: int,
+    dp_size: int,
+    log: bool = True,
 ) -> Iterator[Batch]:
     """Endless micro-batches of one data-parallel rank, from sample `consumed_samples` on.
 
@@ -74,7 +79,9 @@ def build_loader(
             f"must be below dp_size ({dp_size})"
         )
     dataset = _MicroBatches(config, split, consumed_samples, dp_rank, dp_size)
-    dataset.open().log_summary()
+    reader = dataset.open()
+    if log:
+        reader.log_summary()
     # Workers send NumPy arrays: through a pipe, while each tensor would cost a file descriptor.
     loader: DataLoader[MaskedSegments] = DataLoader(
         dataset,

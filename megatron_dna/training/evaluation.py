@@ -20,7 +20,7 @@ def evaluate(session: Session) -> dict[str, float]:
         of all masked tokens in bits over the number of bases they spell.
     """
     config, place, model = session.config, session.place, session.model
-    batches = build_loader(config, "valid", 0, place.dp_rank, place.dp_size)
+    batches = build_loader(config, "valid", 0, place.dp_rank, place.dp_size, log=False)
     model.eval()
     try:
         with torch.no_grad(), whole_parameters(model):

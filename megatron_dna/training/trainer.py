@@ -26,7 +26,7 @@ from megatron_dna.checkpoint.sharded import (
 )
 from megatron_dna.checkpoint.state import Interval, TrainState
 from megatron_dna.config import Config, to_yaml
-from megatron_dna.data.loader import Batch, build_loader
+from megatron_dna.data.loader import Batch, SampleReader, build_loader
 from megatron_dna.parallel.schedule import StepResult, run_step
 from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.evaluation import evaluate
@@ -63,6 +63,8 @@ class Trainer:
         self._batches: Iterator[Batch] = build_loader(
             config, "train", self.state.consumed_samples, place.dp_rank, place.dp_size
         )
+        if config.data.valid:
+            SampleReader(config, "valid").log_summary()  # bad files stop the run here, not later
         on_first_rank(self._open_output)
 
     def train(self) -> None:

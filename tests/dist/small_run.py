@@ -84,6 +84,7 @@ class SmallRun:
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    last_grad_norm: float = 0.0
 
     @classmethod
     def start(cls, overrides: list[str]) -> SmallRun:
@@ -106,7 +107,7 @@ class SmallRun:
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
             result = run_step(self.model, data, self.config, self.place, torch.arange(VOCAB), count)
-            self.optimizer.step()
+            _, self.last_grad_norm, _ = self.optimizer.step()
             self.scheduler.step(1)
             losses.append(result.loss)
         return losses
