@@ -166,15 +166,23 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
       return static_cast<std::uint16_t>(vocabulary_.longest_token(run.substr(at)));
     }
     std::uint16_t token = tables_.longest_token(packed, at);
-    while (tables_.right(token).length > run.size() - at) token = tables_.right(token).prefix;
+    while (tables_.length(token) > run.size() - at) token = tables_.prefix(token);
     return token;
   };
-  std::uint16_t candidate = longest_token();
-  while (ids.size() == first || at < run.size()) {
-    if (ids.size() == first) {
+  for (std::uint16_t candidate = longest_token(); at < run.size();) {
+    const auto last =
+        ids.size() == first ? tables_.beginning() : static_cast<std::uint16_t>(ids.back());
+    candidate = tables_.longest_valid(last, candidate);
+    if (candidate == DnaTables::kNone) {
+      ids.pop_back();
+      at -= tables_.length(last);
+      candidate = tables_.prefix(last);
+      while (next_other > 0 && others[next_other - 1] >= at) --next_other;
+    } else {
       ids.push_back(candidate);
+<<<<<<< HEAD
       at += tables_.right(candidate).length;
-      candidate = longest_token();
+      if (at < run.size()) candidate = longest_token();
       continue;
     }
     auto left = static_cast<std::uint16_t>(ids.back());
@@ -192,13 +200,17 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
       const DnaTables::Right& r = tables_.right(candidate);
       const std::uint16_t merged = meeting[r.start];
       if ((merged >= l.limit || merged > r.limit) &&
-          (!(l.is_late | r.is_late) || vocabulary_.is_valid_pair(left, candidate))) {
+          ((l.late & r.late) == 0 || vocabulary_.is_valid_pair(left, candidate))) {
         ids.push_back(candidate);
         at += r.length;
         if (at < run.size()) candidate = longest_token();
         break;
       }
       candidate = r.prefix;
+=======
+      at += tables_.length(candidate);
+      if (at < run.size()) candidate = longest_token();
+>>>>>>> bpe
     }
   }
   const std::vector<BpeToken>& tokens = vocabulary_.tokens();

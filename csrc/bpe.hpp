@@ -35,6 +35,9 @@ class BpeEncoder {
   BpeEncoder(const std::vector<std::string>& vocab, const std::vector<BpeMerge>& merges,
              const std::vector<std::int32_t>& specials, const BpeOptions& options);
 
+  BpeEncoder(const BpeEncoder&) = delete;  // the tables refer to the vocabulary
+  BpeEncoder& operator=(const BpeEncoder&) = delete;
+
   // Ids of `text` (UTF-8), appended to `ids`. Throws std::invalid_argument if it is not UTF-8.
   void encode(std::string_view text, std::vector<std::int32_t>& ids) const;
 

@@ -37,38 +37,25 @@ class PackedDna {
 
 class DnaTables {
  public:
-  static constexpr std::size_t kMaxLength = 64;  // longest token that the tables can hold
-
-  // No tables if the vocabulary is not for them: more than 2^16 entries, a token longer than
-  // kMaxLength, or a base that is not a token; `usable()` says so.
-  explicit DnaTables(const BpeVocabulary& vocabulary);
-
-  bool usable() const { return usable_; }
-
-  // What is kept of a token to check it as the right one of a pair.
-  struct Right {
-    std::uint16_t prefix;  // the longest token that is a proper prefix of it, or kNone
-    std::uint16_t start;   // the token at its left end when the first `num_classes_` were made
-    std::uint16_t limit;   // rank of the merge that ends `start`, or kNone
-    std::uint8_t length;   // bases
-    std::uint8_t is_late;  // a later token at its left end may merge with something before it
-  };
-  // The same to check it as the left one.
-  struct Left {
-    std::uint16_t end;
-    std::uint16_t limit;
-    std::uint16_t is_late;
-  };
+  static constexpr std::size_t kMaxLength = 64;  // of a token in the tables
   static constexpr std::uint16_t kNone = UINT16_MAX;
 
-  const Right& right(std::uint16_t token) const { return rights_[token]; }
-  const Left& left(std::uint16_t token) const { return lefts_[token]; }
-  // For the two tokens at the border: 0 if they cannot meet there, else the rank of their merge, or
-  // kNone.
-  const std::uint16_t* meeting(std::uint16_t end) const {
-    return meetings_.data() + std::size_t{end} * num_classes_;
-  }
-  // The longest token at `at`, if only bases follow within kMaxLength.
+  // Refers to `vocabulary` for as long as it lives.
+  explicit DnaTables(const BpeVocabulary& vocabulary);
+
+  // False if the vocabulary does not fit: more tokens than 16 bits can number beside the tables'
+  // rows, a token longer than kMaxLength, or a base that is not a token. Then nothing else may be
+  // called.
+  bool usable() const { return usable_; }
+
+  std::uint16_t length(std::uint16_t token) const { return rights_[token].length; }
+  // The longest token that is a proper prefix of `token`, or kNone.
+  std::uint16_t prefix(std::uint16_t token) const { return rights_[token].prefix; }
+  // Stands for the token before the first one: anything may follow it.
+  std::uint16_t beginning() const { return num_tokens_; }
+
+  // The longest token at `at`, if nothing but bases is within kMaxLength; zeros after the end count
+  // as bases.
   std::uint16_t longest_token(const PackedDna& text, std::size_t at) const {
     const std::uint64_t bases = text.bases(at);
     std::uint16_t entry = shorts_[bases & 0xFFFF];
@@ -84,28 +71,61 @@ class DnaTables {
     return candidate->token;
   }
 
+  // The first of `candidate`, its prefix, the prefix's prefix ... that may follow `last`, or kNone.
+  std::uint16_t longest_valid(std::uint16_t last, std::uint16_t candidate) const {
+    const Left left = lefts_[last];
+    const std::uint16_t* meetings = meetings_.data() + std::size_t{left.end} * num_early_;
+    for (; candidate != kNone; candidate = rights_[candidate].prefix) {
+      const Right& right = rights_[candidate];
+      const std::uint16_t merged = meetings[right.start];
+      if (merged < left.limit && merged <= right.limit) continue;
+      if ((left.late & right.late) == 0 || vocabulary_.is_valid_pair(last, candidate)) break;
+    }
+    return candidate;
+  }
+
  private:
   static constexpr std::size_t kShort = 8;  // bases that the first table looks at
 
+  // A pair is valid if no merge joins the tokens that meet at its border while they last. "Early"
+  // tokens are the first num_early_ ones. When they have all been made, the right token of a pair
+  // starts with an early one, `start`, until the merge with rank `limit` makes that a late one.
+  struct Right {
+    std::uint16_t prefix;  // the longest token that is a proper prefix of this one, or kNone
+    std::uint16_t start;
+    std::uint16_t limit;   // kNone: `start` is the whole token
+    std::uint16_t length;  // letters
+    std::uint32_t late;    // set of possible merges with a late token; see build_pairs
+  };
+  // The left token ends with the early token `end`, until `limit`.
+  struct Left {
+    std::uint16_t end;
+    std::uint16_t limit;
+    std::uint32_t late;
+  };
   struct Long {              // a token of more than 9 bases, or the last of its list
     std::uint64_t bases[2];  // packed
     std::uint64_t masks[2];  // the bits of `bases` that count
     std::uint16_t token;
   };
 
-  void build_matches(const BpeVocabulary& vocabulary);
-  void build_pairs(const BpeVocabulary& vocabulary);
+  Long make_long(Rank rank) const;
+  void build_matches();
+  void build_pairs();
 
+  const BpeVocabulary& vocabulary_;
   bool usable_ = false;
   std::uint16_t num_tokens_ = 0;
-  std::size_t num_classes_ = 0;
-  // Entries below num_tokens_ are tokens; above, num_tokens_ + row of the next table.
-  std::vector<std::uint16_t> shorts_;  // [8 bases]
-  std::vector<std::uint16_t> nexts_;   // [row, ninth base]
-  std::vector<Long> longs_;            // lists, longest token first; the last always fits
-  std::vector<Right> rights_;
-  std::vector<Left> lefts_;
-  std::vector<std::uint16_t> meetings_;  // [end, start]
+  std::size_t num_early_ = 0;
+  // Entries below num_tokens_ are tokens; others are num_tokens_ + where to look next.
+  std::vector<std::uint16_t> shorts_;  // [first 8 bases] -> token, or row of `nexts_`
+  std::vector<std::uint16_t> nexts_;   // [row, ninth base] -> token, or first of a list in `longs_`
+  std::vector<Long> longs_;            // lists, the longest token first; the last always fits
+  std::vector<Right> rights_;          // [token]
+  std::vector<Left> lefts_;            // [token], then the beginning
+  // [end, start], then a row for the beginning: rank of the merge of the two; kNone: they do not
+  // merge; 0: they cannot be neighbours when all early merges are made.
+  std::vector<std::uint16_t> meetings_;
 };
 
 }  // namespace megatron_dna

@@ -8,8 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from megatron_dna.checkpoint.sharded import find_latest
-
+from megatron_dna.checkpoint.folders import find_latest
 from megatron_dna.hf.convert import DTYPES, to_hugging_face
 
 EXAMPLE = """\
