@@ -399,7 +399,8 @@ def crash(*args):
     return original(*args)
 
 setattr(owner, name, crash)
-preprocess(PreprocessOptions(tuple(map(Path, fastas)), Path(tokenizer), Path(prefix), holdout=("b",)))
+fasta = tuple(map(Path, fastas))
+preprocess(PreprocessOptions(fasta, Path(tokenizer), Path(prefix), holdout=("b",)))
 """
 
 
@@ -500,4 +501,33 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, tokenizer_path: Path) ->
     assert done.returncode == 1
     assert "cannot write" in done.stderr
     assert "File too large" in done.stderr
+    assert not files(tmp_path)
+
+
+TERMINATED = """
+import os, runpy, signal, sys
+from megatron_dna.data.writer import IndexedWriter
+
+original = IndexedWriter.add_document
+
+def add_document(self, ids):
+    original(self, ids)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+IndexedWriter.add_document = add_document
+runpy.run_path("tools/preprocess_genome.py", run_name="__main__")
+"""
+
+
+def test_a_terminated_run_cleans_up(tmp_path: Path, tokenizer_path: Path) -> None:
+    """SIGTERM is how a batch system ends a job."""
+    arguments = ["--fasta", EXAMPLE, "--tokenizer", tokenizer_path]
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, *arguments, "--output-prefix", tmp_path / "x"],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "preprocess_genome: terminated\n")
     assert not files(tmp_path)
