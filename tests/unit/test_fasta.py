@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pysam
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dna.genome import fasta
@@ -39,6 +39,7 @@ def contents(path: Path) -> list[tuple[str, bytes]]:
 lines = st.lists(st.text("ACGTNacgtn", max_size=12), min_size=1, max_size=6).filter("".join)
 
 
+@settings(deadline=None)
 @given(
     st.lists(lines, min_size=1, max_size=8),
     st.sampled_from(["plain", "gzip", "bgzip"]),
