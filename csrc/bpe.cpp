@@ -180,37 +180,8 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
       while (next_other > 0 && others[next_other - 1] >= at) --next_other;
     } else {
       ids.push_back(candidate);
-<<<<<<< HEAD
-      at += tables_.right(candidate).length;
-      if (at < run.size()) candidate = longest_token();
-      continue;
-    }
-    auto left = static_cast<std::uint16_t>(ids.back());
-    const DnaTables::Left& l = tables_.left(left);
-    const std::uint16_t* meeting = tables_.meeting(l.end);
-    for (;;) {
-      if (candidate == DnaTables::kNone) {
-        ids.pop_back();
-        const DnaTables::Right& last = tables_.right(left);
-        at -= last.length;
-        candidate = last.prefix;
-        while (next_other > 0 && others[next_other - 1] >= at) --next_other;
-        break;
-      }
-      const DnaTables::Right& r = tables_.right(candidate);
-      const std::uint16_t merged = meeting[r.start];
-      if ((merged >= l.limit || merged > r.limit) &&
-          ((l.late & r.late) == 0 || vocabulary_.is_valid_pair(left, candidate))) {
-        ids.push_back(candidate);
-        at += r.length;
-        if (at < run.size()) candidate = longest_token();
-        break;
-      }
-      candidate = r.prefix;
-=======
       at += tables_.length(candidate);
       if (at < run.size()) candidate = longest_token();
->>>>>>> bpe
     }
   }
   const std::vector<BpeToken>& tokens = vocabulary_.tokens();
