@@ -174,7 +174,7 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
     if (ids.size() == first) {
       ids.push_back(candidate);
       at += tables_.right(candidate).length;
-      candidate = longest_token();
+      if (at < run.size()) candidate = longest_token();
       continue;
     }
     auto left = static_cast<std::uint16_t>(ids.back());
@@ -192,7 +192,7 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
       const DnaTables::Right& r = tables_.right(candidate);
       const std::uint16_t merged = meeting[r.start];
       if ((merged >= l.limit || merged > r.limit) &&
-          (!(l.is_late | r.is_late) || vocabulary_.is_valid_pair(left, candidate))) {
+          ((l.late & r.late) == 0 || vocabulary_.is_valid_pair(left, candidate))) {
         ids.push_back(candidate);
         at += r.length;
         if (at < run.size()) candidate = longest_token();

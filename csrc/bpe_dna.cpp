@@ -13,7 +13,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "packed text is read as little-endian");
 
 constexpr std::size_t kPadding = 2 * sizeof(std::uint64_t) + 1;
-constexpr std::size_t kMaxClasses = 512;     // tokens whose meetings are tabulated; 2 K^2 bytes
+constexpr std::size_t kMaxClasses = 768;  // early tokens; the table of meetings takes 2 K^2 bytes
 constexpr std::string_view kBases = "ACTG";  // by code, which is (letter >> 1) & 3
 
 std::uint32_t code(char base) { return static_cast<unsigned char>(base) >> 1 & 3U; }
@@ -107,29 +107,43 @@ void DnaTables::build_matches(const BpeVocabulary& vocabulary) {
   usable_ = entries < kNone;
 }
 
+// Two small Bloom filters in one word, which meet in a bitwise `and`. A merge (x, y) of a late x
+// sets a bit for y in the lower half: in the left word of every token that x ends, and in the right
+// word of every token that y starts. A merge of a late y sets a bit for x in the upper half.
 void DnaTables::build_pairs(const BpeVocabulary& vocabulary) {
   const std::vector<BpeToken>& tokens = vocabulary.tokens();
-  std::vector<bool> is_left(num_tokens_, false), is_right(num_tokens_, false);
+  std::vector<std::vector<Rank>> merges_of_left(num_tokens_), merges_of_right(num_tokens_);
   for (Rank rank = 0; rank < num_tokens_; ++rank) {
     if (tokens[rank].left == rank) continue;  // a single character
-    is_left[tokens[rank].left] = true;
-    is_right[tokens[rank].right] = true;
+    merges_of_left[tokens[rank].left].push_back(rank);
+    merges_of_right[tokens[rank].right].push_back(rank);
   }
+  const auto narrow = [](auto value) { return static_cast<std::uint16_t>(value); };
+  const auto bit = [](Rank rank) { return 1U << (rank * 0x9E3779B1U >> 28); };
   for (Rank rank = 0; rank < num_tokens_; ++rank) {
-    const auto narrow = [](auto value) { return static_cast<std::uint16_t>(value); };
-    Rank start = rank, end = rank, start_limit = kNone, end_limit = kNone;
-    bool is_late_start = false, is_late_end = false;
-    for (; start >= num_classes_; start = tokens[start].left) {
-      is_late_start = is_late_start || is_right[start];
-      start_limit = start;
+    std::uint32_t late = 0;
+    Rank start = rank, limit = kNone;
+    for (;; limit = start, start = tokens[start].left) {
+      for (const Rank merge : merges_of_right[start]) {
+        if (merge > limit) continue;
+        if (start >= num_classes_) late |= bit(tokens[merge].left) << 16;
+        if (tokens[merge].left >= num_classes_) late |= bit(start);
+      }
+      if (start < num_classes_) break;
     }
-    for (; end >= num_classes_; end = tokens[end].right) {
-      is_late_end = is_late_end || is_left[end];
-      end_limit = end;
+    rights_.push_back({narrow(tokens[rank].prefix), narrow(start), narrow(limit),
+                       narrow(tokens[rank].text.size()), late});
+    late = 0;
+    Rank end = rank;
+    for (limit = kNone;; limit = end, end = tokens[end].right) {
+      for (const Rank merge : merges_of_left[end]) {
+        if (merge >= limit) continue;
+        if (end >= num_classes_) late |= bit(tokens[merge].right);
+        if (tokens[merge].right >= num_classes_) late |= bit(end) << 16;
+      }
+      if (end < num_classes_) break;
     }
-    rights_.push_back({narrow(tokens[rank].prefix), narrow(start), narrow(start_limit),
-                       static_cast<std::uint8_t>(tokens[rank].text.size()), is_late_start});
-    lefts_.push_back({narrow(end), narrow(end_limit), is_late_end});
+    lefts_.push_back({narrow(end), narrow(limit), late});
   }
   meetings_.resize(num_classes_ * num_classes_);
   for (Rank end = 0; end < num_classes_; ++end) {

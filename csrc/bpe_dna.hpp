@@ -45,26 +45,29 @@ class DnaTables {
 
   bool usable() const { return usable_; }
 
-  // What is kept of a token to check it as the right one of a pair.
+  // What is kept of a token to check it as the right one of a pair. "Early" tokens are the first
+  // num_classes_ ones. While later merges are made, the token's left end is an early token,
+  // `start`, until `limit`; from then on it is a late one.
   struct Right {
     std::uint16_t prefix;  // the longest token that is a proper prefix of it, or kNone
-    std::uint16_t start;   // the token at its left end when the first `num_classes_` were made
+    std::uint16_t start;
     std::uint16_t limit;   // rank of the merge that ends `start`, or kNone
-    std::uint8_t length;   // bases
-    std::uint8_t is_late;  // a later token at its left end may merge with something before it
+    std::uint16_t length;  // bases
+    std::uint32_t late;    // set of possible merges with a late token; see `build_pairs`
   };
-  // The same to check it as the left one.
+  // The same to check it as the left one: its right end is `end` until `limit`.
   struct Left {
     std::uint16_t end;
     std::uint16_t limit;
-    std::uint16_t is_late;
+    std::uint32_t late;
   };
   static constexpr std::uint16_t kNone = UINT16_MAX;
 
   const Right& right(std::uint16_t token) const { return rights_[token]; }
   const Left& left(std::uint16_t token) const { return lefts_[token]; }
-  // For the two tokens at the border: 0 if they cannot meet there, else the rank of their merge, or
-  // kNone.
+  // For each early token that may follow the early token `end`: 0 if the two cannot be neighbours
+  // once all early merges are made, else the rank of the merge of the two, or kNone. The pair is
+  // invalid if that merge comes before both limits (of equal merges the left one comes first).
   const std::uint16_t* meeting(std::uint16_t end) const {
     return meetings_.data() + std::size_t{end} * num_classes_;
   }
