@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_dna.genome import fasta
 from megatron_dna.genome.fasta import read_fasta, read_fastas, sha256_of
-
-EXAMPLE = Path("examples/data/human_chr20_1-4000000.fa.gz")
+from tests.unit.genome_files import EXAMPLE
 
 
 def write(path: Path, content: bytes, kind: str = "plain") -> Path:
@@ -69,7 +68,7 @@ def test_the_example_reads_as_htslib_reads_it() -> None:
         assert contig.name == "20"
         assert contig.sequence.decode() == reference.fetch("20")
     assert contig.num_ambiguous == 0
-    assert sha256_of(EXAMPLE) in Path("examples/data/README.md").read_text()
+    assert sha256_of(EXAMPLE) in (EXAMPLE.parent / "README.md").read_text()
 
 
 def test_ambiguity_codes_become_n_and_are_counted(tmp_path: Path) -> None:
