@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         run(args.config, args.overrides)
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         report(error)
-        return 2 if isinstance(error, ValueError) else 3
+        return 3 if isinstance(error, ArithmeticError) else 2
     return 0
 
 
@@ -55,6 +55,7 @@ def report(error: Exception) -> None:
     """One line that names what is wrong; from one process if all of them find it."""
     rank = os.environ.get("RANK", "0")
     is_shared = isinstance(error, ConfigError | CheckpointError | ArithmeticError)
+    is_shared |= os.environ.get("WORLD_SIZE", "1") == "1"
     if not is_shared:
         sys.stderr.write(f"error (rank {rank}): {error}\n")
     elif os.environ.get("LOCAL_RANK", "0") == "0":

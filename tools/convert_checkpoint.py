@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from megatron_dna.training.logs import quiet_libraries
+from megatron_dna.training.logs import quiet_libraries, setup_logging
 
 EXAMPLE = """\
 example:
@@ -38,7 +37,7 @@ def main() -> int:
         "--tokenizer", type=Path, help="tokenizer.json (default: the one the run was given)"
     )
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    setup_logging("WARNING", rank=0)
     quiet_libraries()
     from megatron_dna.checkpoint.folders import resolve
     from megatron_dna.hf.convert import to_hugging_face
@@ -46,7 +45,7 @@ def main() -> int:
     try:
         checkpoint = resolve(args.checkpoint)
         to_hugging_face(checkpoint, args.output, args.dtype, args.tokenizer)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"converted {checkpoint} to {args.output}")

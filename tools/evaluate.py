@@ -52,15 +52,15 @@ def main() -> int:
     try:
         checkpoint = resolve(args.checkpoint)
         numbers = evaluate_checkpoint(checkpoint, args.data, args.overrides)
+        if args.output is not None and os.environ.get("RANK", "0") == "0":
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            write_text(args.output, json.dumps(numbers, indent=1) + "\n")
     except (ValueError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
     if os.environ.get("RANK", "0") == "0":
         print_table(checkpoint, numbers)
-        if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            write_text(args.output, json.dumps(numbers, indent=1) + "\n")
     return 0
 
 

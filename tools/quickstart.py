@@ -18,6 +18,12 @@ from pathlib import Path
 
 from megatron_dna.training.logs import quiet_libraries
 
+EXAMPLE = """\
+example:
+  python tools/quickstart.py
+  python tools/quickstart.py --output-dir runs/longer train.train_iters=1200
+"""
+
 ROOT = Path(__file__).resolve().parent.parent
 FASTA = "examples/data/human_chr20_1-4000000.fa.gz"
 HOLDOUT = "20:3000001-4000000"
@@ -30,20 +36,28 @@ class StepError(Exception):
 
 def main() -> int:
     """Run what is not done yet and say what was made."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/quickstart"),
+        help="folder that everything is written into (default: %(default)s)",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="for the pretraining step"
     )
     args = parser.parse_intermixed_args()
+    out = args.output_dir if Path.cwd() == ROOT else args.output_dir.absolute()
     os.chdir(ROOT)
     start = time.monotonic()
     try:
-        numbers = run_all(args.output_dir, args.overrides)
+        numbers = run_all(out, args.overrides)
     except StepError as error:
-        print(f"\nquickstart stopped: {error}", file=sys.stderr)
-        return 1
-    print_summary(args.output_dir, numbers, time.monotonic() - start)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_summary(out, numbers, time.monotonic() - start)
     return 0
 
 
@@ -147,7 +161,7 @@ def print_summary(out: Path, numbers: dict[str, float], seconds: float) -> None:
         "\nnext: train it longer, from where it is\n"
         f"  python tools/quickstart.py --output-dir {out} train.train_iters=1200\n"
         "or watch it: tensorboard --logdir "
-        f"{out}/tiny/tensorboard; or use it: examples/fill_masks.py"
+        f"{out}/tiny/tensorboard; or use it: docs/huggingface.md"
     )
 
 

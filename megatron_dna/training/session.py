@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
-from megatron_dna.config import Config
+from megatron_dna.config import Config, ConfigError
 from megatron_dna.model.encoder import build_model
 from megatron_dna.model.layers import choose_layer_spec
 from megatron_dna.parallel import topology
@@ -60,7 +60,10 @@ def open_session(config: Config) -> Session:
         ValueError: an option or file is bad; on every process alike, before any of them waits.
     """
     validate(config, world_size_of(os.environ))
-    tokenizer = DnaTokenizer.from_file(config.data.tokenizer)
+    try:
+        tokenizer = DnaTokenizer.from_file(config.data.tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"data.tokenizer: {error}") from error
     platform = setup_platform(config.parallel.platform)
     layer_spec = choose_layer_spec(config.model.layer_spec, platform.is_cuda)
     setup_logging(config.logging.level, int(os.environ.get("RANK", "0")))
