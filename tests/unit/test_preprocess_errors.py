@@ -177,9 +177,9 @@ def test_the_tool_reports_an_error_in_one_line(tmp_path: Path, tokenizer_path: P
         *("--fasta", EXAMPLE, "--tokenizer", tokenizer_path, "--output-prefix", tmp_path / "x"),
         *("--holdout", "chr20:1-5"),
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert line.startswith("preprocess_genome: region 'chr20:1-5': there is no contig 'chr20'")
+    assert line.startswith("error: region 'chr20:1-5': there is no contig 'chr20'")
     assert not files(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, tokenizer_path: Path) ->
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot write" in done.stderr
     assert "File too large" in done.stderr
     assert not files(tmp_path)
@@ -227,5 +227,5 @@ def test_a_terminated_run_cleans_up(tmp_path: Path, tokenizer_path: Path) -> Non
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (1, "preprocess_genome: terminated\n")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "error: terminated\n")
     assert not files(tmp_path)
