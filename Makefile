@@ -85,7 +85,7 @@ docs: setup  ## Rewrite docs/configuration.md from megatron_dna/config.py
 
 .PHONY: bench
 bench: setup  ## Run the benchmarks; each prints what it measured against what
-	@set -e; for benchmark in $(sort $(wildcard benchmarks/bench_*.py)); do \
+	@set -e; for benchmark in $(sort $(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(VENV_PYTHON) $$benchmark; done
 
 .PHONY: clean
