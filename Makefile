@@ -9,9 +9,8 @@ PYTEST_ARGS ?=
 
 VENV_PYTHON := $(VENV)/bin/python
 CORE_SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
-CORE_TESTS := $(wildcard tests/unit/test_core_*.py tests/unit/test_bpe*.py \
-	tests/unit/test_sequence*.py tests/unit/test_indexed*.py tests/unit/test_windows*.py \
-	tests/unit/test_masking*.py)
+# The unit tests that reach the C++ core through one of its facades.
+CORE_TESTS = $(shell grep -lE 'megatron_dna\.(_core|tokenizer|genome|data)' tests/unit/test_*.py)
 MAX_FILE_LINES := 400
 
 # One thread an OpenMP pool: ranks and test workers share the cores already.

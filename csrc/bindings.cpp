@@ -37,6 +37,12 @@ py::array_t<T> to_array(std::vector<T>&& values) {
   return py::array_t<T>(size, data, free);
 }
 
+// The array's memory as a span; no copy. The caller keeps the array alive.
+template <typename T>
+std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
 // The bytes of a bytes, bytearray or memoryview object, without a copy. Valid while `info` lives.
 std::string_view view_of(const py::buffer_info& info) {
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
@@ -119,8 +125,7 @@ void bind_indexed_writer(py::module_& m) {
       .def(
           "append",
           [](IndexedWriter& self, const py::array_t<std::int32_t, py::array::c_style>& ids) {
-            const std::span<const std::int32_t> values(ids.data(),
-                                                       static_cast<std::size_t>(ids.size()));
+            const auto values = to_span(ids);
             py::gil_scoped_release release;
             self.append(values);
           },
@@ -132,12 +137,6 @@ void bind_indexed_writer(py::module_& m) {
       .def_property_readonly("num_documents", &IndexedWriter::num_documents)
       .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
       .def_property_readonly("bytes_per_token", &IndexedWriter::bytes_per_token);
-}
-
-// The array's memory as a span; no copy. The caller keeps the array alive.
-template <typename T>
-std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array) {
-  return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
 template <typename T>
@@ -204,6 +203,50 @@ void bind_windows(py::module_& m) {
           py::arg("samples"));
 }
 
+// Masks one window a sample into arrays of the caller. Returns tokens, bases, the id that is
+// outside the vocabulary (or None) and the number of its window.
+py::tuple write_masked(const megatron_dna::Masker& self, const std::vector<py::object>& windows,
+                       const Int64Array& samples, std::int64_t num_segments, Int64Array& input_ids,
+                       Int64Array& masked_positions, Int64Array& labels, FloatArray& loss_mask,
+                       Int32Array& num_real) {
+  const std::int64_t rows = num_segments * samples.size();
+  const std::int64_t slots = rows * self.options().num_masked;
+  const megatron_dna::MaskedBatch batch{
+      num_segments,
+      samples.size(),
+      to_mutable_span(input_ids, rows * self.options().segment_size, "input_ids"),
+      to_mutable_span(masked_positions, slots, "masked_positions"),
+      to_mutable_span(labels, slots, "labels"),
+      to_mutable_span(loss_mask, slots, "loss_mask"),
+      to_mutable_span(num_real, rows, "num_real")};
+  const auto numbers = to_span(samples);
+  std::vector<Tokens> tokens;
+  for (const py::object& window : windows) tokens.push_back(to_tokens(window));
+  if (tokens.size() != numbers.size()) {
+    throw std::invalid_argument("there must be one window for each sample");
+  }
+  std::int64_t num_tokens = 0;
+  std::int64_t num_bases = 0;
+  std::optional<std::int64_t> bad_id;
+  std::size_t slot = 0;
+  {
+    py::gil_scoped_release release;
+    for (; slot < tokens.size(); ++slot) {
+      const auto counts = std::visit(
+          [&](const auto& window) {
+            return self.write(window, static_cast<std::uint64_t>(numbers[slot]),
+                              static_cast<std::int64_t>(slot), batch);
+          },
+          tokens[slot]);
+      num_tokens += counts.num_tokens;
+      num_bases += counts.num_bases;
+      bad_id = counts.bad_id;
+      if (bad_id) break;
+    }
+  }
+  return py::make_tuple(num_tokens, num_bases, bad_id, slot);
+}
+
 void bind_masking(py::module_& m) {
   using megatron_dna::Masker;
   py::class_<Masker>(m, "Masker")
@@ -220,52 +263,10 @@ void bind_masking(py::module_& m) {
            py::arg("mean_span_length"), py::arg("seed"), py::arg("stream"), py::arg("cls_id"),
            py::arg("sep_id"), py::arg("pad_id"), py::arg("mask_id"), py::arg("special_ids"),
            py::arg("token_lengths"))
-      .def(
-          "write",
-          [](const Masker& self, const std::vector<py::object>& windows, const Int64Array& samples,
-             std::int64_t num_segments, Int64Array& input_ids, Int64Array& masked_positions,
-             Int64Array& labels, FloatArray& loss_mask, Int32Array& num_real) {
-            const std::int64_t rows = num_segments * samples.size();
-            const std::int64_t slots = rows * self.options().num_masked;
-            const megatron_dna::MaskedBatch batch{
-                num_segments,
-                samples.size(),
-                to_mutable_span(input_ids, rows * self.options().segment_size, "input_ids"),
-                to_mutable_span(masked_positions, slots, "masked_positions"),
-                to_mutable_span(labels, slots, "labels"),
-                to_mutable_span(loss_mask, slots, "loss_mask"),
-                to_mutable_span(num_real, rows, "num_real")};
-            const auto numbers = to_span(samples);
-            std::vector<Tokens> tokens;
-            for (const py::object& window : windows) tokens.push_back(to_tokens(window));
-            if (tokens.size() != numbers.size()) {
-              throw std::invalid_argument("there must be one window for each sample");
-            }
-            std::int64_t num_tokens = 0;
-            std::int64_t num_bases = 0;
-            std::optional<std::int64_t> bad_id;
-            std::size_t slot = 0;
-            {
-              py::gil_scoped_release release;
-              for (; slot < tokens.size(); ++slot) {
-                const auto counts = std::visit(
-                    [&](const auto& window) {
-                      return self.write(window, static_cast<std::uint64_t>(numbers[slot]),
-                                        static_cast<std::int64_t>(slot), batch);
-                    },
-                    tokens[slot]);
-                num_tokens += counts.num_tokens;
-                num_bases += counts.num_bases;
-                bad_id = counts.bad_id;
-                if (bad_id) break;
-              }
-            }
-            return py::make_tuple(num_tokens, num_bases, bad_id, slot);
-          },
-          py::arg("windows"), py::arg("samples"), py::kw_only(), py::arg("num_segments"),
-          py::arg("input_ids").noconvert(), py::arg("masked_positions").noconvert(),
-          py::arg("labels").noconvert(), py::arg("loss_mask").noconvert(),
-          py::arg("num_real").noconvert());
+      .def("write", &write_masked, py::arg("windows"), py::arg("samples"), py::kw_only(),
+           py::arg("num_segments"), py::arg("input_ids").noconvert(),
+           py::arg("masked_positions").noconvert(), py::arg("labels").noconvert(),
+           py::arg("loss_mask").noconvert(), py::arg("num_real").noconvert());
 }
 
 }  // namespace

@@ -1,7 +1,12 @@
-"""Write docs/configuration.md from the docstrings of megatron_dna/config.py."""
+"""Write docs/configuration.md from the docstrings of megatron_dna/config.py.
+
+example:
+  python tools/generate_config_docs.py
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -89,6 +94,9 @@ def render() -> str:
 
 def main() -> None:
     """Rewrite the page."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     PAGE.write_text(render(), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 

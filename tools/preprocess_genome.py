@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Turns genomes into token ids for training: FASTA in, Megatron .bin/.idx and a manifest out.
 
 Writes PREFIX_train.{bin,idx}, with --holdout PREFIX_valid.{bin,idx}, and the manifest PREFIX.json.
@@ -14,11 +14,17 @@ from typing import Any
 
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 
+EXAMPLE = """\
+example:
+  python tools/preprocess_genome.py --fasta examples/data/human_chr20_1-4000000.fa.gz \\
+      --holdout 20:3000001-4000000 --tokenizer runs/tokenizer.json --output-prefix runs/chr20
+"""
+
 
 def parse_args() -> argparse.Namespace:
     """The command line; its names are those of `PreprocessOptions`."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--fasta",
@@ -85,21 +91,28 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    """Preprocesses, then says what was made."""
+def main() -> int:
+    """Preprocesses, then says what was made; returns the exit status."""
     args = vars(parse_args())
     args["fasta"], args["holdout"] = tuple(args["fasta"]), tuple(args["holdout"])
     # A batch system's first signal should clean up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("preprocess_genome: terminated"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(fail("terminated", 128 + signal.SIGTERM)))
     try:
         options = PreprocessOptions(**args, command=tuple(sys.argv))
         manifest = preprocess(options)
     except (ValueError, OSError) as error:
-        sys.exit(f"preprocess_genome: {error}")
+        return fail(error)
     except KeyboardInterrupt:
-        sys.exit("preprocess_genome: interrupted")
+        return fail("interrupted", 128 + signal.SIGINT)
     print_summary(options.output_prefix, manifest)
+    return 0
+
+
+def fail(reason: object, status: int = 2) -> int:
+    """Says what is wrong; returns the exit status."""
+    print(f"error: {reason}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

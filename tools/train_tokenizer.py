@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Trains a BPE tokenizer of GENA's kind on genomes: FASTA in, tokenizer.json out."""
 
 import argparse
@@ -7,10 +7,18 @@ from pathlib import Path
 
 from megatron_dna.tokenizer.train import train_tokenizer
 
+EXAMPLE = """\
+example:
+  python tools/train_tokenizer.py --fasta examples/data/human_chr20_1-4000000.fa.gz \\
+      --holdout 20:3000001-4000000 --vocab-size 512 --output runs/tokenizer.json
+"""
+
 
 def parse_args() -> argparse.Namespace:
     """The command line; its names are those of `train_tokenizer`."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--fasta",
         nargs="+",
@@ -47,19 +55,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Trains, then says what was made."""
+def main() -> int:
+    """Trains, then says what was made; returns the exit status."""
     args = vars(parse_args())
     try:
         sample = train_tokenizer(**args)
     except (ValueError, OSError) as error:
-        sys.exit(f"train_tokenizer: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(
         f"{args['output']}: {args['vocab_size']:,} tokens, trained on {sample.num_bases:,} bases "
         f"in {sample.num_sequences:,} samples; {sample.num_reverse_complement:,} of these were "
         "read as reverse complement"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

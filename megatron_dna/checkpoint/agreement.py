@@ -22,7 +22,7 @@ def on_first_rank(action: Callable[[], Result]) -> Result:
     result, error = outcome
     if error is not None:
         raise error
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def on_every_rank(action: Callable[[], Result]) -> list[Result]:

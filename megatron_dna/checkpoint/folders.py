@@ -269,6 +269,24 @@ def find_latest(root: str | Path) -> Path | None:
     return None
 
 
+def resolve(path: Path) -> Path:
+    """`path` itself if it is a checkpoint, or the newest one of the run whose output it is.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if (path / "checkpoints").is_dir():
+        newest = find_latest(path / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"{path}/checkpoints holds no complete checkpoint yet")
+        return newest
+    if iteration_of(path.resolve()) is None:
+        raise CheckpointError(
+            f"{path} is not a checkpoint; give an iter_... folder or a run's output folder"
+        )
+    return path.resolve()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file and see it onto the disk."""
     with path.open("w") as stream:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -23,7 +22,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _PREFIX = "optimizer.state"
 
-Sharded = ShardedTensor | ShardedTensorFactory
+Sharded: TypeAlias = Any
+"""A ShardedTensor or ShardedTensorFactory of Megatron-Core, which has no types."""
 
 
 def main_weight_key(key: str) -> str:

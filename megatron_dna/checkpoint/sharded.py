@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,48 +36,46 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_dna.checkpoint import folders
 from megatron_dna.checkpoint.agreement import on_every_rank, on_first_rank
-from megatron_dna.checkpoint.folders import CheckpointError
-from megatron_dna.checkpoint.metadata import INDEX, read_shapes
+from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.metadata import read_shapes
 from megatron_dna.checkpoint.optimizer_state import (
     StateToLoad,
     best_weight_key,
     get_step,
     to_save,
 )
-from megatron_dna.config import Config, load_config, to_yaml
+from megatron_dna.checkpoint.reader import (
+    COMMON,
+    CONFIG,
+    REQUIRED,
+    TRAIN_STATE,
+    read_config,
+    read_train_state,
+    read_weights,
+)
+from megatron_dna.checkpoint.state import TrainState
+from megatron_dna.config import Config, to_yaml
+
+__all__ = [
+    "CheckpointError",
+    "TrainState",
+    "find_latest",
+    "find_verified",
+    "load_checkpoint",
+    "read_config",
+    "read_train_state",
+    "read_weights",
+    "save_checkpoint",
+    "unwrap",
+    "verify_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
-
-CONFIG = "config.yaml"
-TRAIN_STATE = "train_state.json"
-COMMON = "common.pt"
-"""Megatron's file for what is not a tensor; empty here. Read with `weights_only`, unlike what
-Megatron-Core 0.19 would take in its place, so it must be there."""
-
-REQUIRED = (CONFIG, TRAIN_STATE, COMMON, INDEX)
-
-
-@dataclass
-class TrainState:
-    """All of a run that is not a tensor or an option. Counts are over the whole run."""
-
-    iteration: int = 0
-    """Optimizer steps taken."""
-    consumed_samples: int = 0
-    """Training windows read: the data position."""
-    consumed_tokens: int = 0
-    """Content tokens read."""
-    consumed_bases: int = 0
-    """Bases those tokens spell."""
-    train_seconds: float = 0.0
-    """Time spent in training steps."""
-    tokenizer_sha256: str = ""
-    """Of the tokenizer.json that the ids come from."""
 
 
 def save_checkpoint(
@@ -99,13 +97,27 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written (disk full, no permission); `latest` has not moved.
     """
-    temporary = on_first_rank(lambda: _begin(Path(root), state))
     try:
-        dist_checkpointing.save(
-            _tensors_to_save(model, optimizer), str(temporary), _WriteInProcess("torch_dist", 1)
-        )
-    except CheckpointException as error:  # torch's, shared by all ranks; not an Exception
-        raise CheckpointError(f"checkpoint {temporary} cannot be written: {error}") from error
+        final = _write_checkpoint(Path(root), model, optimizer, state, config)
+    except (OSError, CheckpointException) as error:
+        raise CheckpointError(
+            f"checkpoint of iteration {state.iteration} cannot be written to {root}: {error}"
+        ) from error
+    logger.info("saved checkpoint %s", final)
+    return final
+
+
+def _write_checkpoint(
+    root: Path,
+    model: torch.nn.Module,
+    optimizer: MegatronOptimizer | None,
+    state: TrainState,
+    config: Config,
+) -> Path:
+    temporary = on_first_rank(lambda: folders.begin(root, state.iteration))
+    dist_checkpointing.save(
+        _tensors_to_save(model, optimizer), str(temporary), _WriteInProcess("torch_dist", 1)
+    )
     names = on_first_rank(lambda: _add_plain_files(temporary, state, config))
     mine = names[dist.get_rank() :: dist.get_world_size()]
     records = on_every_rank(lambda: {name: folders.record_file(temporary / name) for name in mine})
@@ -119,25 +131,16 @@ def save_checkpoint(
     def publish() -> Path:
         files = {name: record for part in records for name, record in part.items()}
         final = folders.publish(temporary, state.iteration, files, about)
-        folders.prune(final.parent, config.checkpoint.keep_last)
+        folders.prune(root, config.checkpoint.keep_last)
         return final
 
-    final = on_first_rank(publish)
-    logger.info("saved checkpoint %s", final)
-    return final
-
-
-def _begin(root: Path, state: TrainState) -> Path:
-    try:
-        return folders.begin(root, state.iteration)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint folder {root} cannot be written: {error}") from error
+    return on_first_rank(publish)
 
 
 def _add_plain_files(temporary: Path, state: TrainState, config: Config) -> list[str]:
     """Write what is not a tensor, and list all files."""
     folders.write_text(temporary / CONFIG, to_yaml(config))
-    folders.write_text(temporary / TRAIN_STATE, json.dumps(asdict(state), indent=1) + "\n")
+    folders.write_text(temporary / TRAIN_STATE, json.dumps(state.to_dict(), indent=1) + "\n")
     if not (temporary / COMMON).exists():  # Megatron-Core 0.19 has another place for it
         with (temporary / COMMON).open("wb") as stream:
             torch.save({}, stream)
@@ -170,7 +173,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-class _WriteInProcess(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+class _WriteInProcess(TorchDistSaveShardedStrategy):
     """Megatron's format, written by this process.
 
     Megatron's own writer starts helper processes, each of which imports the program again.
@@ -204,35 +207,42 @@ def verify_checkpoint(path: str | Path) -> None:
     on_every_rank(check)
 
 
-def read_config(path: str | Path) -> Config:
-    """The options that a checkpoint was written with."""
-    return load_config(Path(path) / CONFIG)
+def find_verified(root: str | Path) -> Path | None:
+    """The newest checkpoint under `root` that is whole in every byte. Every rank calls this.
 
-
-def read_train_state(path: str | Path) -> TrainState:
-    """The state stored in a checkpoint.
+    A damaged one is skipped with a warning that names the file; None if there is none at all.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: there are checkpoints, and all are damaged.
     """
-    file = Path(path) / TRAIN_STATE
-    try:
-        stored = json.loads(file.read_text())
-        known = {field.name for field in fields(TrainState)}
-        return TrainState(**{key: value for key, value in stored.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path}: {TRAIN_STATE} is damaged ({error})") from error
+    candidates = on_first_rank(lambda: folders.candidates(Path(root)))
+    for folder in candidates:
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning("skipped: %s", error)
+        else:
+            return folder
+    if candidates:
+        raise CheckpointError(
+            f"no checkpoint under {root} is whole; move it away to start from the beginning"
+        )
+    return None
 
 
 def load_checkpoint(
-    path: str | Path, model: torch.nn.Module, optimizer: MegatronOptimizer | None = None
+    path: str | Path,
+    model: torch.nn.Module,
+    optimizer: MegatronOptimizer | None = None,
+    verify: bool = True,
 ) -> TrainState:
-    """Verify a checkpoint and load it into the model and optimizer. Every rank calls this.
+    """Load a checkpoint into the model and optimizer. Every rank calls this.
 
     Args:
         path: a checkpoint folder, written at any layout.
         model: this rank's pipeline stage (wrapped in DDP or not).
         optimizer: None loads weights only.
+        verify: compare all files with the manifest first.
 
     Returns:
         The state stored with it.
@@ -241,7 +251,8 @@ def load_checkpoint(
         CheckpointError: damaged, a tensor is missing or has another shape; the message names it.
     """
     folder = Path(path)
-    verify_checkpoint(folder)
+    if verify:
+        verify_checkpoint(folder)
     manifest, state, shapes = on_first_rank(
         lambda: (folders.read_manifest(folder), read_train_state(folder), read_shapes(folder))
     )
@@ -299,24 +310,3 @@ def _check_shapes(
                     f"the model's is {list(part.global_shape)}; load it with the options in its "
                     f"{CONFIG}"
                 )
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The model's whole tensors by name, in their most exact copy, without a process group.
-
-    For tools that need the weights and not the model: conversion, inspection. CPU only.
-
-    Raises:
-        CheckpointError: the checkpoint is incomplete or damaged.
-    """
-    folder = Path(path)
-    for name, record in folders.check_sizes(folder, required=REQUIRED).items():
-        folders.check_digest(folder, name, record)
-    shapes = read_shapes(folder)
-    names = [name for name in shapes if not name.startswith("optimizer.")]
-    sources = {name: best_weight_key(name, shapes) for name in names}
-    tensors = {source: torch.empty(shapes[source]) for source in sources.values()}
-    torch.distributed.checkpoint.load(
-        tensors, storage_reader=FileSystemReader(str(folder)), no_dist=True
-    )
-    return {name: tensors[source] for name, source in sources.items()}

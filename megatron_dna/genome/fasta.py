@@ -181,7 +181,7 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
             while chunk := raw.read(CHUNK_BYTES):
                 yield chunk
             return
-        if start[3] & 4 and start[12:14] == b"BC":
+        if start[12:14] == b"BC" and start[3] & 4:  # the extra field that makes gzip bgzip
             _check_bgzf_end(path, raw)
         try:
             with gzip.GzipFile(fileobj=raw) as stream:

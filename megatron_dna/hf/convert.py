@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from megatron_dna.checkpoint.sharded import read_config, read_weights
+from megatron_dna.checkpoint.reader import read_config, read_weights
 from megatron_dna.config import Config, ConfigError, ModelConfig
 from megatron_dna.hf.card import model_card
 from megatron_dna.model.layers import is_local_layer
@@ -157,8 +157,6 @@ def to_hugging_face(
     """
     if output.exists():
         raise ValueError(f"--output ({output}) exists already; choose another folder or remove it")
-    if not (checkpoint / "config.yaml").is_file():
-        raise ValueError(f"--checkpoint ({checkpoint}) is not a checkpoint: it has no config.yaml")
     config = read_config(checkpoint)
     if config.memory.num_mem_tokens:
         raise ConfigError(

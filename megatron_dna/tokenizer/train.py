@@ -67,7 +67,7 @@ def train_tokenizer(
     Args:
         fasta: FASTA files, plain, gzipped or bgzipped.
         vocab_size: number of ids in all, special tokens and single letters included.
-        output: the file to write; it appears when it is complete.
+        output: the file to write, and its folder; it appears when it is complete.
         sample_length: longest window in bases.
         num_samples: most windows to train on.
         seed: of the draw.
@@ -82,8 +82,9 @@ def train_tokenizer(
     _check_at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE, "6 special tokens and A C G N T")
     _check_at_least("sample_length", sample_length, 2, "a pair of letters")
     _check_at_least("num_samples", num_samples, 1, "something to train on")
-    if not output.parent.is_dir() or output.is_dir():
-        raise ValueError(f"output ({output}) must be a file in a folder that is there")
+    nearest = next(folder for folder in output.absolute().parents if folder.exists())
+    if output.is_dir() or not nearest.is_dir():
+        raise ValueError(f"output ({output}) must be a file in a folder, there or to be made")
     windows, sequences = _sample(
         [Path(path) for path in fasta], holdout, sample_length, num_samples, seed
     )
@@ -168,6 +169,7 @@ def _train(sequences: Sequence[str], vocab_size: int) -> Tokenizer:
 
 def _write_atomic(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: whoever sees the file sees all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w") as file:

@@ -49,7 +49,9 @@ def batches(config: Config, first: int, dp_rank: int, dp_size: int) -> Iterator[
     while True:
         for start in range(dp_rank * size, config.train.global_batch_size, dp_size * size):
             samples = [_sample(first + start + i, config.data.segment_size, k) for i in range(size)]
-            ids, positions, labels = (torch.stack(part)[None] for part in zip(*samples, strict=True))
+            ids, positions, labels = (
+                torch.stack(part)[None] for part in zip(*samples, strict=True)
+            )
             tokens = ids.numel() - 2 * size
             yield Batch(
                 input_ids=ids,
@@ -82,6 +84,7 @@ class SmallRun:
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    last_grad_norm: float = 0.0
 
     @classmethod
     def start(cls, overrides: list[str]) -> SmallRun:
@@ -103,10 +106,8 @@ class SmallRun:
         for _ in range(start, stop):
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
-            result = run_step(
-                self.model, data, self.config, self.place, torch.arange(VOCAB), count
-            )
-            self.optimizer.step()
+            result = run_step(self.model, data, self.config, self.place, torch.arange(VOCAB), count)
+            _, self.last_grad_norm, _ = self.optimizer.step()
             self.scheduler.step(1)
             losses.append(result.loss)
         return losses

@@ -54,7 +54,7 @@ def write_tokenizer(path: Path, longest: int = 2) -> Path:
 
 
 def philox(counter, key) -> list[int]:
-    """The four words of one Philox block. numpy counts up before it draws, so it starts one less."""
+    """The four words of one Philox block. numpy counts up first, so it starts one lower."""
     number = sum(word << (64 * i) for i, word in enumerate(counter)) - 1
     words = [(number % 2**256) >> (64 * i) & (2**64 - 1) for i in range(4)]
     generator = np.random.Philox(counter=np.array(words, np.uint64), key=np.array(key, np.uint64))

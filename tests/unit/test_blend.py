@@ -1,5 +1,7 @@
 """Blends: a failure means a source gets more or less than its weight, or repeats samples."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_one_source_is_the_identity():
 def test_equal_weights_take_turns_and_small_ones_are_spread():
     assert [Blend([50, 50]).locate(n)[0] for n in range(6)] == [0, 1, 0, 1, 0, 1]
     rare = [n for n in range(400) if Blend([99, 1]).locate(n)[0] == 1]
-    assert [b - a for a, b in zip(rare, rare[1:], strict=False)] == [100, 100, 100]
+    assert [b - a for a, b in itertools.pairwise(rare)] == [100, 100, 100]
 
 
 @pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [float("nan")], [float("inf")]])

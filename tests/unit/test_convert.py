@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,15 +119,16 @@ def test_command_line(trained, tmp_path: Path):
     """As the README says it: a run's folder in, a model out; an error is one line."""
     path, *_ = trained
     command = [sys.executable, "tools/convert_checkpoint.py", "to-hf", "--checkpoint"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     run = subprocess.run(
         [*command, str(path.parent.parent), "--output", str(tmp_path / "m")],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     assert "iter_0000007" in run.stdout
     assert (tmp_path / "m" / "README.md").read_text().startswith("---\n")
     run = subprocess.run(
         [*command, str(path), "--output", str(tmp_path / "m")],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert run.returncode == 2
     assert "exists already" in run.stderr
