@@ -185,7 +185,7 @@ def test_bad_files(tmp_path: Path) -> None:
             train_tokenizer(files, 30, output)
         assert not output.exists()
     with pytest.raises(ValueError, match="must be a file in a folder"):
-        train_tokenizer([good], 30, tmp_path / "none" / "t.json")
+        train_tokenizer([good], 30, good / "t.json")
 
 
 def test_an_old_file_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,8 @@ def test_an_old_file_survives_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
 def test_command_line(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "g.fa", a=random_dna(3_000), b=random_dna(500))
     command = [sys.executable, str(ROOT / "tools/train_tokenizer.py"), "--fasta", str(fasta)]
-    command += ["--output", str(tmp_path / "t.json"), "--holdout", "b", "--vocab-size"]
+    output = tmp_path / "new folder" / "t.json"
+    command += ["--output", str(output), "--holdout", "b", "--vocab-size"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
     done = subprocess.run(
         [*command, "40", "--sample-length", "100", "--num-samples", "20", "--seed", "3"],
@@ -217,8 +218,8 @@ def test_command_line(tmp_path: Path) -> None:
         env=environment,
     )
     assert "40 tokens, trained on 2,000 bases in 20 samples; 10 of these" in done.stdout
-    assert DnaTokenizer.from_file(tmp_path / "t.json").vocab_size == 40
+    assert DnaTokenizer.from_file(output).vocab_size == 40
     failed = subprocess.run([*command, "4"], capture_output=True, text=True, env=environment)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert "vocab_size (4) must be at least 11" in failed.stderr
