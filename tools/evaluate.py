@@ -84,6 +84,7 @@ def evaluate_checkpoint(
     checkpoint: Path, data: list[str] | None, overrides: list[str]
 ) -> dict[str, float]:
     """Loss, accuracy and bits a base of the model, and of both baselines."""
+    from megatron_dna.checkpoint.compatibility import check_tokenizer
     from megatron_dna.checkpoint.sharded import load_checkpoint
     from megatron_dna.training.baselines import compute_baselines
     from megatron_dna.training.evaluation import evaluate
@@ -91,7 +92,8 @@ def evaluate_checkpoint(
 
     config = options(checkpoint, data, overrides)
     session = open_session(config)
-    load_checkpoint(checkpoint, session.model)
+    state = load_checkpoint(checkpoint, session.model)
+    check_tokenizer(checkpoint, state.tokenizer_sha256, session.tokenizer.sha256)
     scores = evaluate(session)
     close_session()
     train, valid = ([source.prefix for source in part]

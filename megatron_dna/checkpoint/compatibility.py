@@ -46,7 +46,7 @@ def check_tokenizer(checkpoint: Path, before: str, after: str) -> None:
     if before and before != after:
         raise CheckpointError(
             f"data.tokenizer is not the one of checkpoint {checkpoint} (sha256 {after}, not "
-            f"{before}); give that one, or give train.output_dir another folder to start a new run"
+            f"{before}); give that one (or, to start a new run, another train.output_dir)"
         )
 
 

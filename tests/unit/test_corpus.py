@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dna.genome.corpus import ContigSummary, Document, plan_documents, read_documents, scan
@@ -59,6 +59,7 @@ def intervals(max_end: int) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(bounds, bounds).filter(lambda ends: ends[0] < ends[1])
 
 
+@settings(deadline=None)
 @given(st.lists(intervals(60), max_size=6), intervals(60))
 def test_cutting_keeps_every_base_once(
     cuts: list[tuple[int, int]], interval: tuple[int, int]
@@ -73,6 +74,7 @@ def test_cutting_keeps_every_base_once(
     assert all(a[1] != b[1] for a, b in itertools.pairwise(parts))
 
 
+@settings(deadline=None)
 @given(
     st.text("AN", min_size=1, max_size=80).map(lambda s: s.replace("NNN", "N" * 10)),
     st.lists(intervals(400), max_size=3),

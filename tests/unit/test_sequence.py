@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_dna.genome.sequence import (
@@ -37,6 +37,7 @@ def slow_clean(raw: bytes, num_before: int) -> tuple[bytes, int]:
     return bytes(cleaned), num_ambiguous
 
 
+@settings(deadline=None)
 @given(texts(BASES * 10 + CODES + BLANKS * 2))
 @example(b"")
 @example(b"\n\n")
@@ -46,6 +47,7 @@ def test_cleaning_equals_the_oracle(raw: bytes) -> None:
     assert clean_sequence(raw) == slow_clean(raw, 0)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), texts(BASES + BLANKS), st.integers(0, 10**12))
 def test_any_other_byte_is_an_error_with_its_position(
     noise: bytes, start: bytes, num_before: int
@@ -67,6 +69,7 @@ def test_the_error_shows_the_byte(byte: bytes, shown: str) -> None:
         clean_sequence(b"A\nC" + byte)
 
 
+@settings(deadline=None)
 @given(texts(b"ACGTNNNN"), st.integers(1, 12))
 @example(b"N" * 10, 10)
 @example(b"N" * 9, 10)
@@ -86,6 +89,7 @@ def test_stretches_part_where_the_tokenizer_would_write_a_gap() -> None:
         find_stretches(b"A", 0)
 
 
+@settings(deadline=None)
 @given(texts(b"ACGTN"))
 def test_reverse_complement_equals_the_oracle(sequence: bytes) -> None:
     """A failure would train on a strand that does not exist."""
