@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from megatron_dna.config import Config
+from megatron_dna.config import Config, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Metrics:
         Records after `resume_iteration` belong to steps that are about to be repeated: dropped.
 
         Raises:
-            ValueError: Weights & Biases is asked for and not installed.
+            ConfigError: Weights & Biases is asked for and not installed.
         """
         self._path = output_dir / "metrics.jsonl"
         drop_records_after(self._path, resume_iteration)
@@ -85,7 +85,7 @@ def _start_wandb(project: str, output_dir: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError(
+        raise ConfigError(
             f"logging.wandb_project ({project}) needs wandb; pip install megatron_dna[wandb]"
         ) from error
     return wandb.init(project=project, dir=str(output_dir), resume="allow", id=output_dir.name)
