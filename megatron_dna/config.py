@@ -47,8 +47,8 @@ class ModelConfig:
     make_vocab_size_divisible_by: int = 128
     """The embedding is padded to a multiple of this; padded ids never get probability."""
     layer_spec: str = "auto"
-    """Modules of a layer: `transformer_engine` (CUDA), `local` (torch), or `auto`: the first where it
-    can run, else the second."""
+    """Modules of a layer: `transformer_engine` (CUDA), `local` (torch), or `auto`: the first
+    where it can run, else the second."""
 
 
 @dataclass(frozen=True)
