@@ -11,13 +11,16 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "bpe.hpp"
+#include "indexed_writer.hpp"
 #include "masking.hpp"
+#include "sequence.hpp"
 #include "windows.hpp"
 
 namespace py = pybind11;
@@ -38,6 +41,102 @@ py::array_t<T> to_array(std::vector<T>&& values) {
 template <typename T>
 std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+// The bytes of a bytes, bytearray or memoryview object, without a copy. Valid while `info` lives.
+std::string_view view_of(const py::buffer_info& info) {
+  if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
+    throw std::invalid_argument("a sequence must be contiguous bytes");
+  }
+  return {static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size)};
+}
+
+// A bytes object of `size` bytes whose content is still to be written, and where to write it.
+std::pair<py::bytes, std::span<char>> allocate_bytes(std::size_t size) {
+  py::bytes object(nullptr, size);
+  return {object, std::span(PyBytes_AS_STRING(object.ptr()), size)};
+}
+
+// std::system_error becomes OSError (FileNotFoundError, BlockingIOError, ... by its number).
+void translate_system_error(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const std::system_error& e) {
+    const py::tuple arguments = py::make_tuple(e.code().value(), e.what());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  }
+}
+
+void bind_sequence(py::module_& m) {
+  m.def(
+      "clean_sequence",
+      [](const py::buffer& raw, std::size_t num_before) {
+        const py::buffer_info info = raw.request();
+        const std::string_view text = view_of(info);
+        auto [cleaned, out] = allocate_bytes(text.size());
+        megatron_dna::Cleaned result{};
+        {
+          py::gil_scoped_release release;
+          result = megatron_dna::clean_sequence(text, out, num_before);
+        }
+        PyObject* object = cleaned.release().ptr();
+        if (_PyBytes_Resize(&object, static_cast<py::ssize_t>(result.length)) != 0) {
+          throw py::error_already_set();
+        }
+        return py::make_tuple(py::reinterpret_steal<py::bytes>(object), result.num_ambiguous);
+      },
+      py::arg("raw"), py::arg("num_before"));
+  m.def(
+      "find_stretches",
+      [](const py::buffer& sequence, std::size_t min_run) {
+        const py::buffer_info info = sequence.request();
+        const std::string_view text = view_of(info);
+        std::vector<megatron_dna::Interval> stretches;
+        {
+          py::gil_scoped_release release;
+          stretches = megatron_dna::find_stretches(text, min_run);
+        }
+        std::vector<std::pair<std::int64_t, std::int64_t>> bounds;
+        bounds.reserve(stretches.size());
+        for (const auto& [start, end] : stretches) bounds.emplace_back(start, end);
+        return bounds;
+      },
+      py::arg("sequence"), py::arg("min_run"));
+  m.def(
+      "reverse_complement",
+      [](const py::buffer& sequence) {
+        const py::buffer_info info = sequence.request();
+        const std::string_view text = view_of(info);
+        auto [reversed, out] = allocate_bytes(text.size());
+        {
+          py::gil_scoped_release release;
+          megatron_dna::reverse_complement(text, out);
+        }
+        return std::move(reversed);
+      },
+      py::arg("sequence"));
+}
+
+void bind_indexed_writer(py::module_& m) {
+  using megatron_dna::IndexedWriter;
+  py::register_local_exception_translator(translate_system_error);
+  py::class_<IndexedWriter>(m, "IndexedWriter")
+      .def(py::init<const std::string&, std::int64_t>(), py::arg("prefix"), py::arg("vocab_size"))
+      .def(
+          "append",
+          [](IndexedWriter& self, const py::array_t<std::int32_t, py::array::c_style>& ids) {
+            const auto values = to_span(ids);
+            py::gil_scoped_release release;
+            self.append(values);
+          },
+          py::arg("ids").noconvert())
+      .def("end_document", &IndexedWriter::end_document)
+      .def("prepare", &IndexedWriter::prepare, py::call_guard<py::gil_scoped_release>())
+      .def("publish", &IndexedWriter::publish, py::call_guard<py::gil_scoped_release>())
+      .def("abort", &IndexedWriter::abort)
+      .def_property_readonly("num_documents", &IndexedWriter::num_documents)
+      .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
+      .def_property_readonly("bytes_per_token", &IndexedWriter::bytes_per_token);
 }
 
 template <typename T>
@@ -104,6 +203,50 @@ void bind_windows(py::module_& m) {
           py::arg("samples"));
 }
 
+// Masks one window a sample into arrays of the caller. Returns tokens, bases, the id that is
+// outside the vocabulary (or None) and the number of its window.
+py::tuple write_masked(const megatron_dna::Masker& self, const std::vector<py::object>& windows,
+                       const Int64Array& samples, std::int64_t num_segments, Int64Array& input_ids,
+                       Int64Array& masked_positions, Int64Array& labels, FloatArray& loss_mask,
+                       Int32Array& num_real) {
+  const std::int64_t rows = num_segments * samples.size();
+  const std::int64_t slots = rows * self.options().num_masked;
+  const megatron_dna::MaskedBatch batch{
+      num_segments,
+      samples.size(),
+      to_mutable_span(input_ids, rows * self.options().segment_size, "input_ids"),
+      to_mutable_span(masked_positions, slots, "masked_positions"),
+      to_mutable_span(labels, slots, "labels"),
+      to_mutable_span(loss_mask, slots, "loss_mask"),
+      to_mutable_span(num_real, rows, "num_real")};
+  const auto numbers = to_span(samples);
+  std::vector<Tokens> tokens;
+  for (const py::object& window : windows) tokens.push_back(to_tokens(window));
+  if (tokens.size() != numbers.size()) {
+    throw std::invalid_argument("there must be one window for each sample");
+  }
+  std::int64_t num_tokens = 0;
+  std::int64_t num_bases = 0;
+  std::optional<std::int64_t> bad_id;
+  std::size_t slot = 0;
+  {
+    py::gil_scoped_release release;
+    for (; slot < tokens.size(); ++slot) {
+      const auto counts = std::visit(
+          [&](const auto& window) {
+            return self.write(window, static_cast<std::uint64_t>(numbers[slot]),
+                              static_cast<std::int64_t>(slot), batch);
+          },
+          tokens[slot]);
+      num_tokens += counts.num_tokens;
+      num_bases += counts.num_bases;
+      bad_id = counts.bad_id;
+      if (bad_id) break;
+    }
+  }
+  return py::make_tuple(num_tokens, num_bases, bad_id, slot);
+}
+
 void bind_masking(py::module_& m) {
   using megatron_dna::Masker;
   py::class_<Masker>(m, "Masker")
@@ -120,52 +263,10 @@ void bind_masking(py::module_& m) {
            py::arg("mean_span_length"), py::arg("seed"), py::arg("stream"), py::arg("cls_id"),
            py::arg("sep_id"), py::arg("pad_id"), py::arg("mask_id"), py::arg("special_ids"),
            py::arg("token_lengths"))
-      .def(
-          "write",
-          [](const Masker& self, const std::vector<py::object>& windows, const Int64Array& samples,
-             std::int64_t num_segments, Int64Array& input_ids, Int64Array& masked_positions,
-             Int64Array& labels, FloatArray& loss_mask, Int32Array& num_real) {
-            const std::int64_t rows = num_segments * samples.size();
-            const std::int64_t slots = rows * self.options().num_masked;
-            const megatron_dna::MaskedBatch batch{
-                num_segments,
-                samples.size(),
-                to_mutable_span(input_ids, rows * self.options().segment_size, "input_ids"),
-                to_mutable_span(masked_positions, slots, "masked_positions"),
-                to_mutable_span(labels, slots, "labels"),
-                to_mutable_span(loss_mask, slots, "loss_mask"),
-                to_mutable_span(num_real, rows, "num_real")};
-            const auto numbers = to_span(samples);
-            std::vector<Tokens> tokens;
-            for (const py::object& window : windows) tokens.push_back(to_tokens(window));
-            if (tokens.size() != numbers.size()) {
-              throw std::invalid_argument("there must be one window for each sample");
-            }
-            std::int64_t num_tokens = 0;
-            std::int64_t num_bases = 0;
-            std::optional<std::int64_t> bad_id;
-            std::size_t slot = 0;
-            {
-              py::gil_scoped_release release;
-              for (; slot < tokens.size(); ++slot) {
-                const auto counts = std::visit(
-                    [&](const auto& window) {
-                      return self.write(window, static_cast<std::uint64_t>(numbers[slot]),
-                                        static_cast<std::int64_t>(slot), batch);
-                    },
-                    tokens[slot]);
-                num_tokens += counts.num_tokens;
-                num_bases += counts.num_bases;
-                bad_id = counts.bad_id;
-                if (bad_id) break;
-              }
-            }
-            return py::make_tuple(num_tokens, num_bases, bad_id, slot);
-          },
-          py::arg("windows"), py::arg("samples"), py::kw_only(), py::arg("num_segments"),
-          py::arg("input_ids").noconvert(), py::arg("masked_positions").noconvert(),
-          py::arg("labels").noconvert(), py::arg("loss_mask").noconvert(),
-          py::arg("num_real").noconvert());
+      .def("write", &write_masked, py::arg("windows"), py::arg("samples"), py::kw_only(),
+           py::arg("num_segments"), py::arg("input_ids").noconvert(),
+           py::arg("masked_positions").noconvert(), py::arg("labels").noconvert(),
+           py::arg("loss_mask").noconvert(), py::arg("num_real").noconvert());
 }
 
 }  // namespace
@@ -178,16 +279,16 @@ PYBIND11_MODULE(_core, m) {
   using megatron_dna::BpeEncoder;
   using MergeTuple = std::tuple<std::int32_t, std::int32_t, std::int32_t>;
   py::class_<BpeEncoder>(m, "BpeEncoder")
-      .def(py::init([](std::vector<std::string> vocab, const std::vector<MergeTuple>& merges,
+      .def(py::init([](const std::vector<std::string>& vocab, const std::vector<MergeTuple>& merges,
                        const std::vector<std::int32_t>& specials, std::int32_t unk_id, bool strip,
-                       std::size_t min_gap_length) {
+                       std::ptrdiff_t min_gap_length) {
              std::vector<megatron_dna::BpeMerge> merge_list;
              merge_list.reserve(merges.size());
              for (const auto& [left, right, merged] : merges) {
                merge_list.push_back({left, right, merged});
              }
              return std::make_unique<BpeEncoder>(
-                 std::move(vocab), merge_list, specials,
+                 vocab, merge_list, specials,
                  megatron_dna::BpeOptions{unk_id, strip, min_gap_length});
            }),
            py::kw_only(), py::arg("vocab"), py::arg("merges"), py::arg("specials"),
@@ -202,11 +303,16 @@ PYBIND11_MODULE(_core, m) {
             }
             return to_array(std::move(ids));
           },
-          py::arg("text"));
+          py::arg("text"))
+      .def_property_readonly("is_fast", &BpeEncoder::is_fast);
 
   // ---- sequences -------------------------------------------------------------------------------
 
+  bind_sequence(m);
+
   // ---- indexed files ---------------------------------------------------------------------------
+
+  bind_indexed_writer(m);
 
   // ---- windows ---------------------------------------------------------------------------------
 

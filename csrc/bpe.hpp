@@ -7,28 +7,24 @@
 // and the work is linear in the length of the string.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
-namespace megatron_dna {
+#include "bpe_dna.hpp"
+#include "bpe_vocabulary.hpp"
 
-// One line of the merge list: `left` followed by `right` becomes `merged`. Vocabulary ids.
-struct BpeMerge {
-  std::int32_t left;
-  std::int32_t right;
-  std::int32_t merged;
-};
+namespace megatron_dna {
 
 // Everything that a tokenizer.json of GENA's kind says about encoding.
 struct BpeOptions {
-  std::int32_t unk_id;         // id of a character outside the vocabulary
-  bool strip;                  // white space at both ends of a piece is dropped
-  std::size_t min_gap_length;  // a run of N at least this long becomes "-"
+  std::int32_t unk_id;            // id of a character outside the vocabulary
+  bool strip;                     // white space at both ends of a piece is dropped
+  std::ptrdiff_t min_gap_length;  // a run of N at least this long becomes "-"
 };
 
 class BpeEncoder {
@@ -36,50 +32,35 @@ class BpeEncoder {
   // `vocab` has the token of every id; `merges` are in order of rank; `specials` are ids of tokens
   // that are found in the raw text before anything else happens to it.
   // Throws std::invalid_argument if the merge list does not allow exact linear-time encoding.
-  BpeEncoder(std::vector<std::string> vocab, const std::vector<BpeMerge>& merges,
+  BpeEncoder(const std::vector<std::string>& vocab, const std::vector<BpeMerge>& merges,
              const std::vector<std::int32_t>& specials, const BpeOptions& options);
+
+  BpeEncoder(const BpeEncoder&) = delete;  // the tables refer to the vocabulary
+  BpeEncoder& operator=(const BpeEncoder&) = delete;
 
   // Ids of `text` (UTF-8), appended to `ids`. Throws std::invalid_argument if it is not UTF-8.
   void encode(std::string_view text, std::vector<std::int32_t>& ids) const;
 
+  // Whether A, C, G and T go the fast way; every other letter and vocabulary goes the plain way,
+  // with the same ids.
+  bool is_fast() const { return tables_.usable(); }
+
  private:
-  // Inside, tokens are numbered by rank: first the single characters, then the merges in order. A
-  // smaller rank is then an earlier merge. 32 bits hold any vocabulary.
-  using Rank = std::uint32_t;
-  static constexpr Rank kNone = UINT32_MAX;
+  enum Kind : std::uint8_t { kBase = 1, kKnown = 2, kGapStart = 4, kSpecialStart = 8 };
 
-  struct Token {
-    Rank left;  // the two tokens it is merged from; itself for a single character
-    Rank right;
-    Rank prefix;           // the longest token that is a proper prefix of it, or kNone
-    std::uint32_t length;  // characters
-    std::int32_t id;       // vocabulary id
-  };
-
-  void add_characters();
-  void add_merges(const std::vector<BpeMerge>& merges);
-  void build_trie();
-  Rank find_merge(Rank left, Rank right) const;
-  bool is_valid_pair(Rank left, Rank right) const;
-  Rank longest_token(std::string_view text) const;
-  // The special token at the start of `text`, as an id, or -1.
-  std::int32_t special_at(std::string_view text) const;
+  bool has(char c, Kind kind) const { return (kinds_[static_cast<unsigned char>(c)] & kind) != 0; }
   void encode_piece(std::string_view piece, std::vector<std::int32_t>& ids) const;
   void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
   void encode_known(std::string_view run, std::vector<std::int32_t>& ids) const;
+  void encode_dna(std::string_view run, const std::vector<std::size_t>& others,
+                  std::vector<std::int32_t>& ids) const;
 
-  std::vector<std::string> vocab_;
-  std::vector<std::int32_t> specials_;  // longest first
+  BpeVocabulary vocabulary_;
+  DnaTables tables_;
   BpeOptions options_;
   std::int32_t gap_id_;
-  std::vector<Token> tokens_;                       // by rank
-  std::vector<Rank> rank_of_id_;                    // kNone for ids that merging never makes
-  std::vector<Rank> character_;                     // [256], kNone for unknown bytes
-  std::unordered_map<std::uint64_t, Rank> merges_;  // (left << 32 | right) -> merged
-  std::vector<std::uint32_t> trie_;                 // node * trie_width_ + letter -> node, 0: none
-  std::vector<Rank> trie_token_;                    // [nodes] token that ends there, or kNone
-  std::vector<std::uint32_t> letter_;               // [256] column of a byte in the trie
-  std::uint32_t trie_width_ = 0;
+  std::array<std::uint8_t, 256> kinds_{};                       // [byte] set of Kind
+  std::vector<std::pair<std::string, std::int32_t>> specials_;  // longest first
 };
 
 }  // namespace megatron_dna

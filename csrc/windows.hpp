@@ -32,7 +32,7 @@ struct WindowOptions {
 // A document no longer than a window has one, at 0. In a longer one, windows lie end to end from
 // `phase` (in [0, window_tokens)) on, as many as fit. What is left of the count covers the ends: a
 // window at 0, one shifted back to end with the document, or both; if there is only one for two
-// uncovered ends, it goes to the longer. So all windows are full and distinct, and less than half a
+// uncovered ends, it goes to the longer. So all windows are full and distinct, and at most half a
 // window of tokens is left out, at one end.
 std::int64_t window_start(std::int64_t length, std::int64_t window_tokens, std::int64_t phase,
                           std::int64_t window);

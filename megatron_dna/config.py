@@ -229,13 +229,15 @@ class Config:
         return max(1, round(self.data.mlm_probability * (self.data.segment_size - 2)))
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Merge defaults, a YAML recipe and `section.key=value` overrides, in that order.
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), base: Config | None = None
+) -> Config:
+    """Merge defaults (or `base`), a YAML recipe and `section.key=value` overrides, in that order.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, or malformed override.
     """
-    merged = OmegaConf.structured(Config)
+    merged = OmegaConf.structured(Config if base is None else base)
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"--config ({path}) is not a file; pass the path of a YAML recipe")
     for override in overrides:

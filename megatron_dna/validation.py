@@ -213,3 +213,5 @@ def _validate_training(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         _require(value >= 0, f"{section}.{name}", value, "must not be negative")
     _require_positive("logging", config.logging, "log_interval")
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    _require_one_of("logging.level", config.logging.level, levels)

@@ -8,9 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from megatron_dna.checkpoint.sharded import find_latest
-
-from megatron_dna.hf.convert import DTYPES, to_hugging_face
+from megatron_dna.training.logs import quiet_libraries
 
 EXAMPLE = """\
 example:
@@ -35,30 +33,24 @@ def main() -> int:
         help="an iter_... folder, or a run's output folder for its newest checkpoint",
     )
     to_hf.add_argument("--output", type=Path, required=True, help="folder to make")
-    to_hf.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    to_hf.add_argument("--dtype", choices=("bf16", "fp32"), default="fp32")
     to_hf.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json (default: the one the run was given)"
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quiet_libraries()
+    from megatron_dna.checkpoint.folders import resolve
+    from megatron_dna.hf.convert import to_hugging_face
+
     try:
-        checkpoint = _newest(args.checkpoint)
+        checkpoint = resolve(args.checkpoint)
         to_hugging_face(checkpoint, args.output, args.dtype, args.tokenizer)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"converted {checkpoint} to {args.output}")
     return 0
-
-
-def _newest(path: Path) -> Path:
-    """`path` itself, or the newest checkpoint of the run it names."""
-    if (path / "checkpoints").is_dir():
-        newest = find_latest(path / "checkpoints")
-        if newest is None:
-            raise ValueError(f"--checkpoint ({path}) holds no complete checkpoint yet")
-        return newest
-    return path
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar="FASTA",
-        help="genomes to sample, plain or gzipped",
+        help="genomes to sample, plain, gzipped or bgzipped; contig names must be unique",
     )
     parser.add_argument(
         "--vocab-size", required=True, type=int, help="number of ids, special tokens included"
@@ -26,9 +26,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--holdout",
         nargs="+",
+        action="extend",
         default=[],
         metavar="REGION",
-        help="regions never trained on: 20 or 20:3000001-4000000 (1-based, inclusive)",
+        help="regions that training never sees: 20 or 20:3000001-4000000 (1-based, inclusive)",
     )
     parser.add_argument(
         "--sample-length", type=int, default=1_000, help="bases in a sample (default: %(default)s)"
@@ -54,8 +55,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"train_tokenizer: {error}")
     print(
-        f"{args['output']}: {args['vocab_size']} tokens, trained on {sample.num_bases} bases in "
-        f"{sample.num_windows} samples, {sample.num_reverse_complement} of them reverse complement"
+        f"{args['output']}: {args['vocab_size']:,} tokens, trained on {sample.num_bases:,} bases "
+        f"in {sample.num_sequences:,} samples; {sample.num_reverse_complement:,} of these were "
+        "read as reverse complement"
     )
 
 

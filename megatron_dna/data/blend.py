@@ -1,8 +1,8 @@
 """Weighted blends of sources, without state: sample n -> (source, sample of that source).
 
 The sources are the leaves of a binary tree built as Huffman's is, the two lightest first. A node
-that has received n samples has passed round(n x share) of them to its left branch, the others to its
-right: so sample n's way down, and its number at each node, follow from n alone in exact integer
+that has received n samples has passed round(n x share) of them to its left branch, the others to
+its right: so sample n's way down, and its number at each node, follow from n alone in exact integer
 arithmetic. At every n the counts add up to n and a source has its exact share to within about one
 sample (half a sample a level, shrinking with the shares below it), in a fixed regular order; what a
 source's samples are is shuffled by its own window index.

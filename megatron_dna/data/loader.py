@@ -1,9 +1,9 @@
 """Preprocessed genomes to micro-batches, the same samples at every number of ranks and workers.
 
-Sample n of a split is a pure function of (data.seed, n): the blend says which source it is from, the
-source's window index which stretch of which document, the masker what is masked. So nothing about
-the loader needs saving but the number of consumed samples, and a run resumes at the exact sample
-under another data-parallel size, micro-batch size or number of workers.
+Sample n of a split is a pure function of (data.seed, n): the blend says which source it is from,
+the source's window index which stretch of which document, the masker what is masked. So nothing
+about the loader needs saving but the number of consumed samples, and a run resumes at the exact
+sample under another data-parallel size, micro-batch size or number of workers.
 """
 
 from __future__ import annotations
@@ -56,14 +56,18 @@ class Batch:
 
 
 def build_loader(
-    config: Config, split: Split, consumed_samples: int, dp_rank: int, dp_size: int
+    config: Config,
+    split: Split,
+    consumed_samples: int,
+    dp_rank: int,
+    dp_size: int,
+    log: bool = True,
 ) -> Iterator[Batch]:
     """Endless micro-batches of one data-parallel rank, from sample `consumed_samples` on.
 
-    Micro-batch t holds samples consumed_samples + (t * dp_size + dp_rank) * micro_batch_size and the
-    micro_batch_size - 1 after it: the samples of a global batch do not depend on dp_size. Training
-    windows have a random phase each epoch, validation windows none, so each evaluation from 0 on
-    is the same.
+    Micro-batch t starts at sample consumed_samples + (t * dp_size + dp_rank) * micro_batch_size: so
+    the samples of a global batch do not depend on dp_size. Training windows have a random phase
+    each epoch, validation windows none, and each evaluation from 0 on is the same.
 
     Raises:
         ConfigError: the split has no source, a pair is damaged, or was made with another tokenizer.
@@ -75,18 +79,20 @@ def build_loader(
             f"must be below dp_size ({dp_size})"
         )
     dataset = _MicroBatches(config, split, consumed_samples, dp_rank, dp_size)
-    dataset.open().log_summary()
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=_Forever(),
-            num_workers=config.data.num_workers,
-            collate_fn=_unchanged,
-            # The loader seeds its workers from this; the global generator stays untouched.
-            generator=torch.Generator(),
-        )
+    reader = dataset.open()
+    if log:
+        reader.log_summary()
+    # Workers send NumPy arrays: through a pipe, while each tensor would cost a file descriptor.
+    loader: DataLoader[MaskedSegments] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=_Forever(),
+        num_workers=config.data.num_workers,
+        collate_fn=_unchanged,
+        # The loader seeds its workers from this; the global generator stays untouched.
+        generator=torch.Generator(),
     )
+    return map(_to_batch, loader)
 
 
 class SampleReader:
@@ -104,7 +110,6 @@ class SampleReader:
         if not sources:
             raise ConfigError(f"data.{split} ([]) must list at least one {{prefix, weight}}")
         self._split = split
-        self._segment_size = config.data.segment_size
         self._window_tokens = config.memory.max_n_segments * (config.data.segment_size - 2)
         self._tokenizer = DnaTokenizer.from_file(config.data.tokenizer)
         self._sources = [
@@ -121,7 +126,7 @@ class SampleReader:
         self._blend = Blend([source.weight for source in sources])
         self._masker = Masker(config, self._tokenizer, stream=_STREAMS[split])
 
-    def read(self, first: int, count: int) -> Batch:
+    def read(self, first: int, count: int) -> MaskedSegments:
         """Samples [first, first + count) as a micro-batch.
 
         Raises:
@@ -131,14 +136,13 @@ class SampleReader:
         located = [self._blend.locate(n) for n in samples.tolist()]
         windows = self._read_windows(located)
         try:
-            segments = self._masker.mask(windows, samples)
+            return self._masker.mask(windows, samples)
         except VocabularyError as error:
             prefix = self._sources[located[error.slot][0]].prefix
             raise ValueError(
                 f"{prefix}.bin: {error}; it was made with another tokenizer than data.tokenizer, "
                 "or is damaged: give the tokenizer it was made with"
             ) from error
-        return _to_batch(segments, self._segment_size)
 
     def _read_windows(self, located: list[tuple[int, int]]) -> list[TokenArray]:
         windows: dict[int, TokenArray] = {}
@@ -161,7 +165,7 @@ class SampleReader:
             )  # fmt: skip
 
 
-class _MicroBatches(Dataset[Batch]):
+class _MicroBatches(Dataset[MaskedSegments]):
     """Micro-batch number -> micro-batch of one rank. Pickles without what it has opened."""
 
     def __init__(
@@ -177,7 +181,7 @@ class _MicroBatches(Dataset[Batch]):
             self._reader = SampleReader(self._config, self._split)
         return self._reader
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> MaskedSegments:
         count = self._config.train.micro_batch_size
         first = self._first + (number * self._dp_size + self._dp_rank) * count
         return self.open().read(first, count)
@@ -193,11 +197,13 @@ class _Forever(Sampler[int]):
         return itertools.count()
 
 
-def _unchanged(batch: Batch) -> Batch:
-    return batch
+def _unchanged(segments: Any) -> Any:
+    return segments
 
 
-def _to_batch(segments: MaskedSegments, segment_size: int) -> Batch:
+def _to_batch(segments: MaskedSegments) -> Batch:
+    """The same arrays as tensors, without a copy."""
+    segment_size = segments.input_ids.shape[-1]
     num_real = torch.from_numpy(segments.num_real)
     is_padded = bool((num_real < segment_size).any())
     return Batch(
@@ -225,7 +231,7 @@ def _check_manifest(prefix: str, tokenizer: DnaTokenizer) -> None:
     stem = prefix.removesuffix("_train").removesuffix("_valid")
     path = Path(f"{stem}.json")
     if not path.is_file():
-        logger.warning("%s has no manifest %s: its tokenizer is not checked", prefix, path)
+        logger.info("%s has no manifest %s: its tokenizer is not checked", prefix, path)
         return
     try:
         manifest = json.loads(path.read_bytes())

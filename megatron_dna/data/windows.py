@@ -1,7 +1,7 @@
 """Documents to samples: a typed facade over the index in `csrc/windows.cpp`.
 
-A window is W = S x (C - 2) tokens of one document. A document of L tokens has ceil(L / W) windows in
-every epoch, all full and all different; only a document shorter than W has a short one. Training
+A window is W = S x (C - 2) tokens of one document. A document of L tokens has ceil(L / W) windows
+in every epoch, all full and all different; only a document shorter than W has a short one. Training
 windows start at a new random phase each epoch, so a token is seen at every place of a window:
 
     phase 0     |-------|-------|-------|           the last window is shifted back to be full
@@ -9,9 +9,9 @@ windows start at a new random phase each epoch, so a token is seen at every plac
     phase p     ..|-------|-------|-------|         windows end to end from p on ...
                                     |-------|       ... and one more at the longer uncovered end
 
-Every token of a long document is in a window but for less than W / 2 tokens at one end, a different
-stretch each epoch. Away from the ends each token is expected once an epoch; within W of an end
-between 1/2 and 2 times, which no set of full windows inside the document can avoid.
+Every token of a long document is in a window but for at most W / 2 tokens at one end, a different
+stretch each epoch. Away from the ends each token is seen once an epoch, and within W of an end 1/2
+to 2 times on average, which full windows at uniform phases inside a document cannot avoid.
 
 The order of an epoch is a permutation keyed by (seed, source, epoch) that is computed window by
 window: the index holds 12 bytes a document and nothing a window, and sample n is the same for any

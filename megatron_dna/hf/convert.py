@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from megatron_dna.checkpoint.reader import TensorReader, read_config
+from megatron_dna.checkpoint.reader import read_config, read_weights
 from megatron_dna.config import Config, ConfigError, ModelConfig
 from megatron_dna.hf.card import model_card
 from megatron_dna.model.layers import is_local_layer
@@ -106,7 +108,7 @@ def modernbert_config(config: Config, tokenizer: DnaTokenizer) -> ModernBertConf
         norm_eps=model.norm_eps,
         norm_bias=model.norm_bias,
         layer_types=layer_types,
-        global_attn_every_n_layers=model.global_attn_every_n_layers,
+        global_attn_every_n_layers=model.global_attn_every_n_layers,  # type: ignore[call-arg]
         local_attention=model.local_attention,
         rope_parameters={
             "full_attention": {"rope_type": "default", "rope_theta": model.global_rope_theta},
@@ -122,9 +124,12 @@ def modernbert_config(config: Config, tokenizer: DnaTokenizer) -> ModernBertConf
 
 
 def hf_tokenizer(path: str | Path, model_max_length: int) -> PreTrainedTokenizerFast:
-    """The run's tokenizer.json as a transformers tokenizer with its special tokens named."""
+    """The run's tokenizer.json for transformers: special tokens named, segments framed."""
+    tokenizer = Tokenizer.from_file(str(path))
+    frame = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", None, frame)
     return PreTrainedTokenizerFast(
-        tokenizer_file=str(path),
+        tokenizer_object=tokenizer,
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
@@ -182,9 +187,9 @@ def _load_model(
 ) -> ModernBertForMaskedLM:
     with torch.device("meta"):
         model = ModernBertForMaskedLM(modernbert_config(config, tokenizer))
-    reader = TensorReader(checkpoint)
+    weights = read_weights(checkpoint)
     state = {
-        rule.hf_name: rule.to_hf(reader.read(rule.key)).to(dtype)
+        rule.hf_name: rule.to_hf(weights[rule.key]).to(dtype)
         for rule in weight_rules(config.model, tokenizer.vocab_size)
     }
     state["decoder.weight"] = state["model.embeddings.tok_embeddings.weight"]

@@ -28,7 +28,7 @@ from megatron_dna.model.head import (
     select_positions,
     without_padding_ids,
 )
-from megatron_dna.model.initialize import initialize_weights
+from megatron_dna.model.initialize import initialize_weights, mark_split_weights
 from megatron_dna.model.layers import (
     LayerNorm,
     head_config,
@@ -313,10 +313,12 @@ def build_model(
         pre_process=stage == 0,
         post_process=stage == num_stages - 1,
     )
+    state = model.sharded_state_dict()
     initialize_weights(
-        model.sharded_state_dict(),
+        state,
         config.train.seed,
         config.model.init_method_std,
         config.model.num_layers,
     )
+    mark_split_weights(state)
     return model.to(device)

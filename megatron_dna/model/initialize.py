@@ -31,6 +31,21 @@ def initialize_weights(state: ShardedStateDict, seed: int, std: float, num_layer
                 _initialize_shard(shard, seed, std, num_layers)
 
 
+def mark_split_weights(state: ShardedStateDict) -> None:
+    """Mark the parameters that are split over TP, as Megatron-Core does when it draws weights.
+
+    The gradient norm takes unmarked ones for replicas and counts them on the first TP rank only.
+    """
+    for value in nested_values(state):
+        if isinstance(value, ShardedTensorFactory):
+            shards = list(nested_values(value.build()))
+        else:
+            shards = [value] if isinstance(value, ShardedTensor) else []
+        for shard in shards:
+            if tuple(shard.local_shape) != tuple(shard.global_shape[shard.prepend_axis_num :]):
+                value.data.tensor_model_parallel = True
+
+
 def _initialize_shard(shard: ShardedTensor, seed: int, std: float, num_layers: int) -> None:
     assert shard.data is not None
     with torch.no_grad():

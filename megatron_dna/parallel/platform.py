@@ -175,4 +175,4 @@ class _CpuStandIn:
 
         parallel_random._get_cuda_rng_state = get_rng_state
         parallel_random._set_cuda_rng_state = set_rng_state
-        _OnCpu().__enter__()
+        _OnCpu().__enter__()  # type: ignore[no-untyped-call]

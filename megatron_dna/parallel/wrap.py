@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -24,3 +27,20 @@ def wrap_model(model: MegatronModule, parallel: ParallelConfig) -> DistributedDa
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.no_sync_func = wrapped.no_sync if parallel.overlap_grad_reduce else None
     return wrapped
+
+
+@contextlib.contextmanager
+def whole_parameters(model: DistributedDataParallel) -> Iterator[None]:
+    """Use the parameters outside of a training step: to evaluate or save them.
+
+    Under `parallel.overlap_param_gather` an update reaches the other ranks' copies only in the
+    next forward pass; here it is gathered first.
+    """
+    overlapped = model.ddp_config.overlap_param_gather
+    if overlapped:
+        model.disable_forward_pre_hook()
+    try:
+        yield
+    finally:
+        if overlapped:
+            model.enable_forward_pre_hook()

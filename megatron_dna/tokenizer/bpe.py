@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_dna._core import BpeEncoder
+from megatron_dna.genome.sequence import MIN_GAP_LENGTH
+
+logger = logging.getLogger(__name__)
 
 UNK, CLS, SEP, PAD, MASK, GAP = SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "-")
 """GENA's special tokens, in the order of GENA's ids: 0 to 5."""
-
-MIN_GAP_LENGTH = 10
-"""A run of at least this many N is a gap of unknown content: one "-" token."""
 
 STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
 REPLACE_GAPS = {
@@ -94,6 +95,12 @@ class DnaTokenizer:
             encoder, tokens = _parse(content)
         except ValueError as error:
             raise ValueError(f"tokenizer {path}: {error}") from error
+        if not encoder.is_fast:
+            logger.warning(
+                "tokenizer %s: its vocabulary is too large for the fast tables, or has a token of "
+                "more than 64 bases or no A, C, G, T: encoding is exact, but several times slower",
+                path,
+            )
         return cls(encoder, tokens, hashlib.sha256(content).hexdigest())
 
     def encode(self, sequence: bytes | str) -> npt.NDArray[np.int32]:

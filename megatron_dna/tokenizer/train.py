@@ -7,21 +7,21 @@ both load it.
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import os
 import random
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from tqdm import tqdm
 
-from megatron_dna.tokenizer.bpe import CLS, GAP, MIN_GAP_LENGTH, SEP, SPECIAL_TOKENS, UNK
+from megatron_dna.genome.corpus import Document, plan_documents, read_documents, scan
+from megatron_dna.genome.sequence import MIN_GAP_LENGTH
+from megatron_dna.tokenizer.bpe import CLS, GAP, SEP, SPECIAL_TOKENS, UNK
 
 LETTERS = ("A", "C", "G", "N", "T")
 """Always in the vocabulary, so that no cleaned sequence has an [UNK]."""
@@ -34,28 +34,17 @@ MAX_TOKEN_LENGTH = 64
 MIN_FREQUENCY = 2
 """A pair seen once is an accident of the sample, not a word."""
 
-_COMPLEMENT = bytes.maketrans(b"ACGNT", b"TGCNA")
-
 
 @dataclass(frozen=True)
 class TrainingSample:
     """What a tokenizer was trained on."""
 
-    num_windows: int
+    num_sequences: int
     """Sampled subsequences."""
     num_bases: int
     """Bases in them."""
     num_reverse_complement: int
     """How many of them were read from the other strand."""
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A subsequence to train on; 0-based half-open."""
-
-    contig: str
-    start: int
-    end: int
 
 
 def train_tokenizer(
@@ -72,11 +61,11 @@ def train_tokenizer(
 
     The sequence between runs of 10 or more N, without the held-out regions, is cut into windows of
     at most `sample_length`; `num_samples` of them, or all if there are fewer, are drawn without
-    replacement, a random half as reverse complement. Memory is the longest contig and some 60 bytes
-    a sampled base. `tokenizers` scans whole windows: short ones train faster.
+    replacement, a random half as reverse complement. Memory: the longest contig and some 60 bytes
+    a sampled base. `tokenizers` scans whole windows for every merge: short ones train faster.
 
     Args:
-        fasta: FASTA files, plain or gzipped.
+        fasta: FASTA files, plain, gzipped or bgzipped.
         vocab_size: number of ids in all, special tokens and single letters included.
         output: the file to write; it appears when it is complete.
         sample_length: longest window in bases.
@@ -90,20 +79,21 @@ def train_tokenizer(
         OSError: a file cannot be read or written.
     """
     output = Path(output)
-    _check_at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE, "6 special tokens, A C G N T")
+    _check_at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE, "6 special tokens and A C G N T")
     _check_at_least("sample_length", sample_length, 2, "a pair of letters")
     _check_at_least("num_samples", num_samples, 1, "something to train on")
-    if not output.parent.is_dir():
-        raise ValueError(f"output ({output}): there is no folder {output.parent}; make it first")
-    windows = _draw(_find_windows(fasta, holdout, sample_length), num_samples, seed)
-    reverse = set(random.Random(seed).sample(range(len(windows)), len(windows) // 2))
-    sequences = [
-        sequence.translate(_COMPLEMENT)[::-1] if i in reverse else sequence
-        for i, sequence in enumerate(_read_windows(fasta, windows))
-    ]
-    tokenizer = _train([sequence.decode() for sequence in sequences], vocab_size)
+    if not output.parent.is_dir() or output.is_dir():
+        raise ValueError(f"output ({output}) must be a file in a folder that is there")
+    windows, sequences = _sample(
+        [Path(path) for path in fasta], holdout, sample_length, num_samples, seed
+    )
+    tokenizer = _train(sequences, vocab_size)
     _write_atomic(output, tokenizer.to_str(pretty=True) + "\n")
-    return TrainingSample(len(windows), sum(map(len, sequences)), len(reverse))
+    return TrainingSample(
+        num_sequences=len(windows),
+        num_bases=sum(map(len, sequences)),
+        num_reverse_complement=sum(window.strand == "-" for window in windows),
+    )
 
 
 def _check_at_least(key: str, value: int, minimum: int, reason: str) -> None:
@@ -112,57 +102,38 @@ def _check_at_least(key: str, value: int, minimum: int, reason: str) -> None:
         raise ValueError(f"{key} ({value}) must be at least {minimum} ({reason}); raise {flag}")
 
 
-def _find_windows(
-    fasta: Sequence[str | Path], holdout: Sequence[str], sample_length: int
-) -> list[_Window]:
-    """Cuts all sequence that may be trained on into windows of equal size within a stretch."""
-    regions = [_parse_region(text) for text in holdout]
-    windows: list[_Window] = []
-    seen: set[str] = set()
-    for name, sequence in _read_contigs(fasta, "finding sequence"):
-        if name in seen:
-            raise ValueError(
-                f"contig {name!r} is there twice; names must differ in all FASTA files"
-            )
-        seen.add(name)
-        for start, end in _stretches(sequence, [r for r in regions if r.contig == name]):
-            num_windows = -(-(end - start) // sample_length)
-            cuts = [start + (end - start) * i // num_windows for i in range(num_windows + 1)]
-            windows += [_Window(name, a, b) for a, b in itertools.pairwise(cuts)]
-    absent = sorted({region.contig for region in regions} - seen)
-    if absent:
-        raise ValueError(f"holdout: contig {absent[0]!r} is in none of the FASTA files")
-    if not windows:
-        raise ValueError("holdout: nothing is left to train on; hold out less")
-    return windows
+def _sample(
+    paths: Sequence[Path], holdout: Sequence[str], sample_length: int, num_samples: int, seed: int
+) -> tuple[list[Document], list[str]]:
+    """Windows in the order of the files, and the sequence of each on its strand."""
+    with tqdm(desc="scanning", unit="bp", unit_scale=True, disable=None) as progress:
+        plan = plan_documents(scan(paths, progress.update), holdout)
+    windows = [
+        window
+        for document in plan.documents
+        if document.split == "train"
+        for window in _cut(document, sample_length)
+    ]
+    rng = random.Random(seed)
+    chosen = sorted(rng.sample(range(len(windows)), min(num_samples, len(windows))))
+    reverse = set(rng.sample(chosen, len(chosen) // 2))
+    windows = [replace(windows[i], strand="-" if i in reverse else "+") for i in chosen]
+    num_bases = sum(window.length for window in windows)
+    sequences = []
+    with tqdm(
+        desc="sampling", total=num_bases, unit="bp", unit_scale=True, disable=None
+    ) as progress:
+        for window, forward in read_documents(paths, replace(plan, documents=tuple(windows))):
+            sequences.append(window.on_its_strand(forward).decode())
+            progress.update(window.length)
+    return windows, sequences
 
 
-def _stretches(sequence: bytes, holdout: Sequence[_Window]) -> Iterator[tuple[int, int]]:
-    """Start and end of each maximal stretch without a gap and outside the held-out regions."""
-    gaps = [match.span() for match in re.finditer(rb"N{%d,}" % MIN_GAP_LENGTH, sequence)]
-    start = 0
-    for gap_start, gap_end in sorted([*gaps, *((region.start, region.end) for region in holdout)]):
-        if gap_start > start:
-            yield start, gap_start
-        start = max(start, gap_end)
-    if start < len(sequence):
-        yield start, len(sequence)
-
-
-def _draw(windows: list[_Window], num_samples: int, seed: int) -> list[_Window]:
-    """At most `num_samples` of the windows, in their order."""
-    chosen = random.Random(seed).sample(range(len(windows)), min(num_samples, len(windows)))
-    return [windows[i] for i in sorted(chosen)]
-
-
-def _read_windows(fasta: Sequence[str | Path], windows: Sequence[_Window]) -> Iterator[bytes]:
-    """The sequence of each window; they must be in the order of the files."""
-    by_contig: dict[str, list[_Window]] = {}
-    for window in windows:
-        by_contig.setdefault(window.contig, []).append(window)
-    for name, sequence in _read_contigs(fasta, "sampling"):
-        for window in by_contig.get(name, []):
-            yield sequence[window.start : window.end]
+def _cut(document: Document, sample_length: int) -> list[Document]:
+    """Windows of nearly equal length, at most `sample_length`, that together are the document."""
+    num_windows = -(-document.length // sample_length)
+    bounds = [document.start + document.length * i // num_windows for i in range(num_windows + 1)]
+    return [replace(document, start=start, end=end) for start, end in itertools.pairwise(bounds)]
 
 
 def _train(sequences: Sequence[str], vocab_size: int) -> Tokenizer:
@@ -206,41 +177,3 @@ def _write_atomic(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-_CLEAN = bytes(
-    ord(chr(byte).upper()) if chr(byte) in "ACGTNacgtn" else ord("N") for byte in range(256)
-)
-
-
-def _parse_region(text: str) -> _Window:
-    match = re.fullmatch(r"(.+):([\d,]+)-([\d,]+)", text)
-    if match is None:
-        return _Window(text, 0, sys.maxsize)
-    start, end = (int(number.replace(",", "")) for number in match.groups()[1:])
-    if not 1 <= start <= end:
-        raise ValueError(
-            f"holdout ({text}) must be CONTIG or CONTIG:START-END with 1 <= START <= END"
-        )
-    return _Window(match[1], start - 1, end)
-
-
-def _read_contigs(fasta: Sequence[str | Path], action: str) -> Iterator[tuple[str, bytes]]:
-    """Name and cleaned sequence of every contig, with a progress bar on a terminal."""
-    with tqdm(desc=action, unit="bp", unit_scale=True, disable=None) as progress:
-        for path in fasta:
-            is_gzip = Path(path).suffix == ".gz"
-            name, lines = "", list[bytes]()
-            with gzip.open(path) if is_gzip else Path(path).open("rb") as file:
-                for line in itertools.chain(file, [b">"]):
-                    if not line.startswith(b">"):
-                        lines.append(line.strip())
-                        continue
-                    if name:
-                        sequence = b"".join(lines).translate(_CLEAN)
-                        progress.update(len(sequence))
-                        yield name, sequence
-                    name, lines = (
-                        line[1:].decode().split(maxsplit=1)[0] if line[1:].strip() else "",
-                        [],
-                    )

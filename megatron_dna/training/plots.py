@@ -34,7 +34,7 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
     ):
         points = [(record["iteration"], record[key]) for record in records if key in record]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)  # type: ignore[arg-type]
+            axes.plot(*zip(*points, strict=True), label=label, **style)
     for name, loss in (baselines or {}).items():
         axes.axhline(loss, linestyle="--", linewidth=1, color="gray")
         axes.annotate(

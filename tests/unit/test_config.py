@@ -89,6 +89,7 @@ BAD = {
     "checkpoint.keep_last=-1": ["negative"],
     "parallel.overlap_param_gather=true": ["overlap_grad_reduce"],
     "logging.log_interval=0": ["positive"],
+    "logging.level=LOUD": ["one of DEBUG, INFO"],
 }
 
 

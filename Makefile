@@ -1,0 +1,99 @@
+# The only commands a newcomer needs. `make` lists them.
+#
+# PYTHON  the interpreter that the virtual environment is made from (3.10 or newer)
+# VENV    where the virtual environment lies; set-up happens once and again when its inputs change
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+VENV_PYTHON := $(VENV)/bin/python
+CORE_SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
+# The unit tests that reach the C++ core through one of its facades.
+CORE_TESTS = $(shell grep -lE 'megatron_dna\.(_core|tokenizer|genome|data)' tests/unit/test_*.py)
+MAX_FILE_LINES := 400
+
+# One thread an OpenMP pool: ranks and test workers share the cores already.
+export OMP_NUM_THREADS ?= 1
+# Nothing here needs a hub; a look-up would only wait for a network that may not be there.
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup
+setup: $(VENV)/.installed $(VENV)/.core  ## Virtual environment, pinned dependencies, C++ extension
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt tools/check_prerequisites.sh
+	@bash tools/check_prerequisites.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.core: $(CORE_SOURCES) setup.py $(VENV)/.installed
+	$(VENV_PYTHON) setup.py -q build_ext --inplace
+	@touch $@
+
+.PHONY: quickstart
+quickstart: setup  ## From a human genome to a DNA BERT in transformers, in minutes on two cores
+	$(VENV_PYTHON) tools/quickstart.py
+
+.PHONY: test
+test: setup  ## The whole test suite (PYTEST_ARGS='-k name' picks tests)
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+# The extension is built apart (build/sanitize) and found first; its runtime must load before all.
+.PHONY: test-sanitize
+test-sanitize: setup  ## The C++ core's tests under AddressSanitizer and UBSan
+	MEGATRON_DNA_SANITIZE=1 $(VENV_PYTHON) setup.py -q build --build-base build/sanitize-tmp \
+		--build-lib build/sanitize
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) \
+	$$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH=build/sanitize MEGATRON_DNA_EXPECT_CORE=build/sanitize \
+	$(VENV)/bin/pytest --import-mode=append -p no:cacheprovider $(CORE_TESTS) $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: setup  ## Format, style, types, arrows between packages, file length
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	@if command -v clang-format >/dev/null; then \
+		echo "clang-format --dry-run -Werror csrc/*"; \
+		clang-format --dry-run -Werror $(CORE_SOURCES); \
+	else echo "clang-format is not installed: the C++ format was not checked"; fi
+	@long=$$(find . -path ./build -prune -o -path './.*' -prune -o -path './$(VENV)' -prune -o \
+		\( -name '*.py' -o -name '*.cpp' -o -name '*.hpp' \) -print0 | xargs -0 wc -l \
+		| awk '$$2 != "total" && $$1 > $(MAX_FILE_LINES)'); \
+	if [ -n "$$long" ]; then \
+		echo "over $(MAX_FILE_LINES) lines; split by subject:"; echo "$$long"; exit 1; fi
+
+.PHONY: format
+format: setup  ## Rewrite Python and C++ in the house format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	@if command -v clang-format >/dev/null; then clang-format -i $(CORE_SOURCES); fi
+
+.PHONY: docs
+docs: setup  ## Rewrite docs/configuration.md from megatron_dna/config.py
+	$(VENV_PYTHON) tools/generate_config_docs.py
+
+.PHONY: bench
+bench: setup  ## Run the benchmarks; each prints what it measured against what
+	@set -e; for benchmark in $(sort $(wildcard benchmarks/bench_*.py)); do \
+		echo "== $$benchmark"; $(VENV_PYTHON) $$benchmark; done
+
+.PHONY: clean
+clean:  ## Remove what was built; keeps the virtual environment and runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
+		.hypothesis $(VENV)/.core megatron_dna/_core*.so
+	find megatron_dna tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean  ## Remove the virtual environment too
+	rm -rf $(VENV)

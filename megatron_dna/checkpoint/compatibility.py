@@ -1,0 +1,59 @@
+"""Which options may differ between a checkpoint and the run that continues from it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.config import Config
+
+logger = logging.getLogger(__name__)
+
+# Options of the architecture's sections that do not change what the weights mean.
+_FREE = {"model.layer_spec", "model.init_method_std", "memory.max_n_segments"}
+
+
+def changed_options(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of every option that differs, by full key."""
+    old, new = _flatten(before), _flatten(after)
+    return {key: (old[key], new[key]) for key in new if old.get(key) != new[key]}
+
+
+def check_compatible(checkpoint: Path, before: Config, after: Config) -> None:
+    """Refuse another architecture; log every other change.
+
+    Raises:
+        CheckpointError: an option that shapes the model differs; names key and values.
+    """
+    for key, (old, new) in changed_options(before, after).items():
+        if key.split(".")[0] in ("model", "memory") and key not in _FREE:
+            raise CheckpointError(
+                f"{key} ({new}) differs from checkpoint {checkpoint} ({old}); set it back, or give "
+                "train.output_dir another folder to start a new run"
+            )
+        logger.info("changed since the checkpoint: %s from %s to %s", key, old, new)
+
+
+def check_tokenizer(checkpoint: Path, before: str, after: str) -> None:
+    """Refuse ids of another tokenizer.
+
+    Raises:
+        CheckpointError: the tokenizers' digests differ.
+    """
+    if before and before != after:
+        raise CheckpointError(
+            f"data.tokenizer is not the one of checkpoint {checkpoint} (sha256 {after}, not "
+            f"{before}); give that one, or give train.output_dir another folder to start a new run"
+        )
+
+
+def _flatten(config: Config) -> dict[str, Any]:
+    sections: dict[str, dict[str, Any]] = asdict(config)
+    return {
+        f"{section}.{name}": value
+        for section, options in sections.items()
+        for name, value in options.items()
+    }

@@ -1,0 +1,312 @@
+"""Save and load a run: Megatron's distributed checkpoint of model and optimizer, and its state.
+
+Tensors are stored whole, by name, in pieces that any TP x PP x DP layout can read:
+
+    decoder.layers.0.mlp.linear_fc2.weight              model, in the run's precision
+    optimizer.state.exp_avg.decoder.layers.0.mlp...     Adam's moments, fp32
+    optimizer.state.fp32_param.decoder.layers.0.mlp...  main weights, where the model is not fp32
+
+What is not a tensor is in config.yaml and train_state.json. The format is the same with and
+without the distributed optimizer, and in bf16 and fp32, so a run may change either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import megatron.core
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedStateDict,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_dna.checkpoint import folders
+from megatron_dna.checkpoint.agreement import on_every_rank, on_first_rank
+from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.metadata import read_shapes
+from megatron_dna.checkpoint.optimizer_state import (
+    StateToLoad,
+    best_weight_key,
+    get_step,
+    to_save,
+)
+from megatron_dna.checkpoint.reader import (
+    COMMON,
+    CONFIG,
+    REQUIRED,
+    TRAIN_STATE,
+    read_config,
+    read_train_state,
+    read_weights,
+)
+from megatron_dna.checkpoint.state import TrainState
+from megatron_dna.config import Config, to_yaml
+
+__all__ = [
+    "CheckpointError",
+    "TrainState",
+    "find_latest",
+    "find_verified",
+    "load_checkpoint",
+    "read_config",
+    "read_train_state",
+    "read_weights",
+    "save_checkpoint",
+    "unwrap",
+    "verify_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    root: str | Path,
+    model: torch.nn.Module,
+    optimizer: MegatronOptimizer | None,
+    state: TrainState,
+    config: Config,
+) -> Path:
+    """Write `root`/iter_NNNNNNN and move `latest` to it. Every rank calls this.
+
+    Args:
+        root: the folder of checkpoints.
+        model: this rank's pipeline stage (wrapped in DDP or not).
+        optimizer: None saves weights only.
+        state: names the folder by its iteration.
+        config: stored beside the tensors; `checkpoint.keep_last` older ones are kept.
+
+    Raises:
+        CheckpointError: it could not be written (disk full, no permission); `latest` has not moved.
+    """
+    try:
+        final = _write_checkpoint(Path(root), model, optimizer, state, config)
+    except (OSError, CheckpointException) as error:
+        raise CheckpointError(
+            f"checkpoint of iteration {state.iteration} cannot be written to {root}: {error}"
+        ) from error
+    logger.info("saved checkpoint %s", final)
+    return final
+
+
+def _write_checkpoint(
+    root: Path,
+    model: torch.nn.Module,
+    optimizer: MegatronOptimizer | None,
+    state: TrainState,
+    config: Config,
+) -> Path:
+    temporary = on_first_rank(lambda: folders.begin(root, state.iteration))
+    dist_checkpointing.save(
+        _tensors_to_save(model, optimizer), str(temporary), _WriteInProcess("torch_dist", 1)
+    )
+    names = on_first_rank(lambda: _add_plain_files(temporary, state, config))
+    mine = names[dist.get_rank() :: dist.get_world_size()]
+    records = on_every_rank(lambda: {name: folders.record_file(temporary / name) for name in mine})
+    about = {
+        "optimizer_step": 0 if optimizer is None else get_step(optimizer),
+        "has_optimizer": optimizer is not None,
+        "torch": torch.__version__,
+        "megatron_core": megatron.core.__version__,
+    }
+
+    def publish() -> Path:
+        files = {name: record for part in records for name, record in part.items()}
+        final = folders.publish(temporary, state.iteration, files, about)
+        folders.prune(root, config.checkpoint.keep_last)
+        return final
+
+    return on_first_rank(publish)
+
+
+def _add_plain_files(temporary: Path, state: TrainState, config: Config) -> list[str]:
+    """Write what is not a tensor, and list all files."""
+    folders.write_text(temporary / CONFIG, to_yaml(config))
+    folders.write_text(temporary / TRAIN_STATE, json.dumps(state.to_dict(), indent=1) + "\n")
+    if not (temporary / COMMON).exists():  # Megatron-Core 0.19 has another place for it
+        with (temporary / COMMON).open("wb") as stream:
+            torch.save({}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    return folders.list_files(temporary)
+
+
+def _tensors_to_save(
+    model: torch.nn.Module, optimizer: MegatronOptimizer | None
+) -> ShardedStateDict:
+    tensors = _model_tensors(model)
+    state: ShardedStateDict = {"model": tensors}
+    if optimizer is not None:
+        state["optimizer"] = to_save(optimizer, tensors)
+    return state
+
+
+def _model_tensors(model: torch.nn.Module) -> dict[str, Any]:
+    """The stage's tensors as Megatron describes them, without Transformer Engine's extra state."""
+    state: dict[str, Any] = unwrap(model).sharded_state_dict()  # type: ignore[operator]
+    kinds = (ShardedTensor, ShardedTensorFactory)
+    return {name: value for name, value in state.items() if isinstance(value, kinds)}
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The stage inside DDP and precision wrappers."""
+    while isinstance(getattr(model, "module", None), torch.nn.Module):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+class _WriteInProcess(TorchDistSaveShardedStrategy):
+    """Megatron's format, written by this process.
+
+    Megatron's own writer starts helper processes, each of which imports the program again.
+    """
+
+    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+        state, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        torch.distributed.checkpoint.save(
+            mcore_to_pyt_state_dict(state, False),
+            storage_writer=FileSystemWriter(checkpoint_dir),
+            planner=MCoreSavePlanner(flatten_state_dict=False),
+        )
+
+
+def verify_checkpoint(path: str | Path) -> None:
+    """Compare every file with the manifest, the ranks sharing the reading. Every rank calls this.
+
+    Raises:
+        CheckpointError: a file is missing or differs; the message names it.
+    """
+    folder = Path(path)
+    files = on_first_rank(lambda: folders.check_sizes(folder, required=REQUIRED))
+    mine = list(files.items())[dist.get_rank() :: dist.get_world_size()]
+
+    def check() -> None:
+        for name, record in mine:
+            folders.check_digest(folder, name, record)
+
+    on_every_rank(check)
+
+
+def find_verified(root: str | Path) -> Path | None:
+    """The newest checkpoint under `root` that is whole in every byte. Every rank calls this.
+
+    A damaged one is skipped with a warning that names the file; None if there is none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are damaged.
+    """
+    candidates = on_first_rank(lambda: folders.candidates(Path(root)))
+    for folder in candidates:
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning("skipped: %s", error)
+        else:
+            return folder
+    if candidates:
+        raise CheckpointError(
+            f"no checkpoint under {root} is whole; move it away to start from the beginning"
+        )
+    return None
+
+
+def load_checkpoint(
+    path: str | Path,
+    model: torch.nn.Module,
+    optimizer: MegatronOptimizer | None = None,
+    verify: bool = True,
+) -> TrainState:
+    """Load a checkpoint into the model and optimizer. Every rank calls this.
+
+    Args:
+        path: a checkpoint folder, written at any layout.
+        model: this rank's pipeline stage (wrapped in DDP or not).
+        optimizer: None loads weights only.
+        verify: compare all files with the manifest first.
+
+    Returns:
+        The state stored with it.
+
+    Raises:
+        CheckpointError: damaged, a tensor is missing or has another shape; the message names it.
+    """
+    folder = Path(path)
+    if verify:
+        verify_checkpoint(folder)
+    manifest, state, shapes = on_first_rank(
+        lambda: (folders.read_manifest(folder), read_train_state(folder), read_shapes(folder))
+    )
+    _load_model(folder, model, shapes)
+    if optimizer is None:
+        return state
+    if not manifest["has_optimizer"]:
+        logger.warning("checkpoint %s has weights only: the optimizer starts afresh", folder)
+        optimizer.reload_model_params()
+        return state
+    wanted = StateToLoad(optimizer, _model_tensors(model), shapes)
+    loaded = _load_tensors(folder, wanted.tensors, shapes)
+    wanted.take_over(loaded, int(manifest["optimizer_step"]))
+    return state
+
+
+@torch.no_grad()
+def _load_model(folder: Path, model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
+    tensors = _model_tensors(model)
+    targets = {name: value.data for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if value.data.dtype == torch.float32:
+            tensors[name] = replace(value, key=best_weight_key(value.key, shapes))
+    loaded = _load_tensors(folder, tensors, shapes)
+    for name, target in targets.items():
+        if target.data_ptr() != loaded[name].data_ptr():
+            target.copy_(loaded[name])
+
+
+def _load_tensors(
+    folder: Path, tensors: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """Fill `tensors` (in place where Megatron can) and return them; their shapes must match."""
+    on_every_rank(lambda: _check_shapes(folder, tensors, shapes))
+    try:
+        loaded: dict[str, torch.Tensor] = dist_checkpointing.load(dict(tensors), str(folder))
+    except CheckpointException as error:  # torch's, shared by all ranks; not an Exception
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+    return loaded
+
+
+def _check_shapes(
+    folder: Path, tensors: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    for value in tensors.values():
+        parts = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
+        for part in parts:
+            if part.key not in shapes:
+                raise CheckpointError(
+                    f"checkpoint {folder} has no tensor {part.key}; it is of another architecture"
+                )
+            if shapes[part.key] != tuple(part.global_shape):
+                raise CheckpointError(
+                    f"checkpoint {folder}: {part.key} has shape {list(shapes[part.key])}, "
+                    f"the model's is {list(part.global_shape)}; load it with the options in its "
+                    f"{CONFIG}"
+                )

@@ -1,0 +1,148 @@
+"""The manifest of a preprocessed genome: what went in, what came out, and where each base went.
+
+It is the last file to be written: where it is, the set of files is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import megatron_dna
+from megatron_dna.genome.corpus import SPLITS, ContigSummary, Document, Plan
+
+FORMAT = "megatron_dna genome 1"
+
+Tokens = Mapping[Document, int]
+"""Tokens of each document of the plan."""
+
+
+def describe(plan: Plan, tokens: Tokens) -> dict[str, Any]:
+    """What the plan made of the contigs. Coordinates are 0-based half-open, on the forward strand.
+
+    Row n of `documents[split]` is document n of the split's .idx. No interval of `documents.train`
+    meets one of `holdout`: that is the proof that nothing held out is in training.
+    """
+    by_contig: dict[str, list[Document]] = {contig.name: [] for contig in plan.contigs}
+    dropped: dict[str, list[Document]] = {contig.name: [] for contig in plan.contigs}
+    for document in plan.documents:
+        by_contig[document.contig].append(document)
+    for document in plan.dropped:
+        dropped[document.contig].append(document)
+    return {
+        "totals": _by_split(plan.documents, tokens),
+        "holdout": [
+            {"contig": region.contig, "start": region.start, "end": region.end}
+            for region in plan.holdout
+        ],
+        "contigs": [
+            _describe_contig(contig, by_contig[contig.name], dropped[contig.name], tokens)
+            for contig in plan.contigs
+        ],
+        "documents": {
+            split: [
+                {
+                    "contig": document.contig,
+                    "start": document.start,
+                    "end": document.end,
+                    "strand": document.strand,
+                    "tokens": tokens[document],
+                }
+                for document in plan.documents
+                if document.split == split
+            ]
+            for split in SPLITS
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what can change the output."""
+    return {
+        "megatron_dna": megatron_dna.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def encode_manifest(manifest: Mapping[str, Any]) -> str:
+    """JSON with one contig and one document a line, so that it can be read and searched by line."""
+    return _encode(manifest, "", depth=3) + "\n"
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises unless there is nothing at `path`, or an older manifest.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    if path.exists():
+        with path.open("rb") as stream:
+            if FORMAT.encode() not in stream.read(200):
+                raise ValueError(f"{path} is there and is no manifest of this tool; move it away")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a text file so that it is on the disk when this returns."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _describe_contig(
+    contig: ContigSummary,
+    documents: Sequence[Document],
+    dropped: Sequence[Document],
+    tokens: Tokens,
+) -> dict[str, Any]:
+    return {
+        "name": contig.name,
+        "fasta": str(contig.path),
+        "bases": contig.length,
+        "ambiguous_bases": contig.num_ambiguous,
+        "runs_of_n_dropped": contig.num_gaps,
+        "bases_in_runs_of_n_dropped": contig.gap_bases,
+        "short_stretches_dropped": len(dropped),
+        "bases_in_short_stretches_dropped": sum(document.length for document in dropped),
+        **_by_split(documents, tokens),
+    }
+
+
+def _by_split(documents: Sequence[Document], tokens: Tokens) -> dict[str, Any]:
+    return {
+        split: _count([document for document in documents if document.split == split], tokens)
+        for split in SPLITS
+    }
+
+
+def _count(documents: Iterable[Document], tokens: Tokens) -> dict[str, Any]:
+    """Documents, bases and tokens; both strands count where both are there."""
+    lengths = [(document.length, tokens[document]) for document in documents]
+    num_bases = sum(bases for bases, _ in lengths)
+    num_tokens = sum(count for _, count in lengths)
+    return {
+        "documents": len(lengths),
+        "bases": num_bases,
+        "tokens": num_tokens,
+        "bases_per_token": round(num_bases / num_tokens, 4) if num_tokens else None,
+    }
+
+
+def _encode(value: Any, indent: str, depth: int) -> str:
+    """JSON; `depth` levels of objects are spread over lines, what is in a list takes one line."""
+    if depth == 0 or not value or not isinstance(value, (Mapping, list)):
+        return json.dumps(value)
+    inner = indent + "  "
+    if isinstance(value, list):
+        rows, (left, right) = [json.dumps(item) for item in value], "[]"
+    else:
+        rows = [f"{json.dumps(k)}: {_encode(v, inner, depth - 1)}" for k, v in value.items()]
+        left, right = "{}"
+    return left + ",".join(f"\n{inner}{row}" for row in rows) + f"\n{indent}{right}"

@@ -1,0 +1,248 @@
+"""FASTA files to Megatron's .bin/.idx: the whole way from genomes to token ids on the disk.
+
+Two passes over the files. The first reads and checks everything and plans the documents by
+coordinates; the second encodes them, in several threads (the C++ core works without the GIL) but
+written in the order of the plan, so the output does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from megatron_dna.data import manifest as manifests
+from megatron_dna.data.writer import IndexedWriter
+from megatron_dna.genome.corpus import (
+    SPLITS,
+    Document,
+    Plan,
+    Split,
+    plan_documents,
+    read_documents,
+    scan,
+)
+from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.tokenizer.bpe import DnaTokenizer
+
+MAX_PENDING_PER_WORKER = 64
+"""Documents that are read ahead for each worker, where they are small."""
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """What to make of which files.
+
+    Attributes:
+        fasta: FASTA files, plain, gzipped or bgzipped; contig names unique over all of them.
+        tokenizer: a tokenizer.json.
+        output_prefix: P; makes P_train.{bin,idx}, P_valid.{bin,idx} and the manifest P.json.
+        reverse_complement: each document's reverse complement follows it, encoded from sequence.
+        holdout: regions for P_valid, which P_train has nothing of: `20:3000001-4000000` (1-based,
+            inclusive) or a whole contig.
+        min_length: shorter stretches are dropped (bases).
+        workers: threads that encode.
+        command: recorded in the manifest.
+    """
+
+    fasta: tuple[Path, ...]
+    tokenizer: Path
+    output_prefix: Path
+    reverse_complement: bool = False
+    holdout: tuple[str, ...] = ()
+    min_length: int = 0
+    workers: int = 1
+    command: tuple[str, ...] = ()
+
+    def output(self, suffix: str) -> Path:
+        """A file (or, for `_train`, a prefix) of the output."""
+        return self.output_prefix.with_name(self.output_prefix.name + suffix)
+
+
+def preprocess(options: PreprocessOptions) -> dict[str, Any]:
+    """Writes the files of `options.output_prefix` and returns the manifest.
+
+    Nothing has its real name before everything is encoded and on the disk. Older files of the same
+    prefix are then replaced as a set: the old manifest goes first, the new one comes last.
+
+    Raises:
+        ValueError: an option, a region, a FASTA file or the tokenizer is at fault; nothing is left.
+        OSError: a file cannot be read or written; nothing is left.
+    """
+    _check_options(options)
+    tokenizer = DnaTokenizer.from_file(options.tokenizer)
+    _check_alphabet(options.tokenizer, tokenizer)
+    inputs = [_describe_input(path) for path in options.fasta]
+    with _progress("reading", None) as bar:
+        contigs = scan(options.fasta, bar.update)
+    plan = plan_documents(
+        contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
+    )
+    options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        writers: dict[Split, IndexedWriter] = {
+            split: stack.enter_context(
+                IndexedWriter(options.output(f"_{split}"), tokenizer.vocab_size)
+            )
+            for split in SPLITS
+            if any(document.split == split for document in plan.documents)
+        }
+        tokens = _encode_all(options, plan, tokenizer, writers)
+        manifest = {
+            "format": manifests.FORMAT,
+            "command": list(options.command),
+            "versions": manifests.versions(),
+            "options": {
+                "reverse_complement": options.reverse_complement,
+                "holdout": list(options.holdout),
+                "min_length": options.min_length,
+            },
+            "inputs": inputs,
+            "tokenizer": {
+                "path": str(options.tokenizer),
+                "sha256": tokenizer.sha256,
+                "vocab_size": tokenizer.vocab_size,
+            },
+            "dtype": writers["train"].dtype.name,
+            **manifests.describe(plan, tokens),
+        }
+        _publish(options, writers, manifest)
+    return manifest
+
+
+def _check_options(options: PreprocessOptions) -> None:
+    if not options.fasta:
+        raise ValueError("fasta must name at least one file")
+    for key, value, minimum in (
+        ("workers", options.workers, 1),
+        ("min_length", options.min_length, 0),
+    ):
+        if value < minimum:
+            raise ValueError(f"{key} ({value}) must be at least {minimum}")
+    if not options.output_prefix.name or options.output_prefix.is_dir():
+        raise ValueError(
+            f"output_prefix ({options.output_prefix}) is a folder; add a name: files begin with it"
+        )
+    for path in (*options.fasta, options.tokenizer):
+        if not path.is_file():
+            raise ValueError(f"input file {path} is not there, or not a regular file")
+    _check_outputs(options)
+
+
+def _check_outputs(options: PreprocessOptions) -> None:
+    """No output may take the place of a file that this tool did not make."""
+    manifest = options.output(".json")
+    outputs = [
+        options.output(f"_{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx")
+    ]
+    for path in (*options.fasta, options.tokenizer):
+        if path.resolve() in [output.resolve() for output in (manifest, *outputs)]:
+            raise ValueError(
+                f"output_prefix ({options.output_prefix}) would overwrite input {path}"
+            )
+    manifests.check_replaceable(manifest)
+
+
+def _check_alphabet(path: Path, tokenizer: DnaTokenizer) -> None:
+    missing = [base for base in "ACGT" if tokenizer.unk_id in tokenizer.encode(base)]
+    if missing:
+        raise ValueError(f"tokenizer {path} has no token for {', '.join(missing)}")
+
+
+def _describe_input(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _progress(action: str, num_bases: int | None) -> tqdm[Any]:
+    """A progress bar in bases, on a terminal only."""
+    return tqdm(total=num_bases, desc=action, unit="bp", unit_scale=True, disable=None)
+
+
+def _encode_all(
+    options: PreprocessOptions,
+    plan: Plan,
+    tokenizer: DnaTokenizer,
+    writers: dict[Split, IndexedWriter],
+) -> dict[Document, int]:
+    """Encodes and adds every document of the plan; returns the tokens of each."""
+    tokens: dict[Document, int] = {}
+    documents = read_documents(options.fasta, plan)
+    longest = max(document.length for document in plan.documents)
+    total = sum(document.length for document in plan.documents)
+    with _progress("encoding", total) as bar:
+        for document, ids in _encode_in_order(documents, tokenizer, options.workers, longest):
+            writers[document.split].add_document(ids)
+            tokens[document] = len(ids)
+            bar.update(document.length)
+    return tokens
+
+
+def _encode_in_order(
+    documents: Iterable[tuple[Document, bytes]],
+    tokenizer: DnaTokenizer,
+    workers: int,
+    longest: int,
+) -> Iterator[tuple[Document, npt.NDArray[np.int32]]]:
+    """Ids of each document, in order. At most (workers + 1) * longest bases are in memory."""
+    pending: deque[tuple[Document, Future[npt.NDArray[np.int32]]]] = deque()
+    num_bases = 0
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+    try:
+        for document, sequence in documents:
+            pending.append((document, pool.submit(_encode, tokenizer, document, sequence)))
+            num_bases += document.length
+            while num_bases > workers * longest or len(pending) > workers * MAX_PENDING_PER_WORKER:
+                first, future = pending.popleft()
+                num_bases -= first.length
+                yield first, future.result()
+                del future
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(tokenizer: DnaTokenizer, document: Document, forward: bytes) -> npt.NDArray[np.int32]:
+    """Ids of a document; raises ValueError unless they spell it in full."""
+    sequence = document.on_its_strand(forward)
+    ids = tokenizer.encode(sequence)
+    lengths = tokenizer.token_lengths[ids]
+    if lengths.sum(dtype=np.int64) != len(sequence):
+        spelt = int(lengths[: int(np.argmin(lengths))].sum(dtype=np.int64))
+        position = document.start + spelt if document.strand == "+" else document.end - 1 - spelt
+        raise ValueError(
+            f"contig {document.contig!r}, position {position + 1} (1-based): the tokenizer has no "
+            f"token for {sequence[spelt : spelt + 1].decode()!r}; train one whose alphabet has it"
+        )
+    return ids
+
+
+def _publish(
+    options: PreprocessOptions, writers: dict[Split, IndexedWriter], manifest: dict[str, Any]
+) -> None:
+    """Brings everything to the disk, then gives all files their names, the manifest last."""
+    for writer in writers.values():
+        writer.prepare()
+    path, partial = options.output(".json"), options.output(".json.partial")
+    try:
+        manifests.write_durably(partial, manifests.encode_manifest(manifest))
+        path.unlink(missing_ok=True)
+        # Held-out files of an older run must not stay beside a training file that may hold them.
+        for split in SPLITS:
+            options.output(f"_{split}.idx").unlink(missing_ok=True)
+            if split not in writers:
+                options.output(f"_{split}.bin").unlink(missing_ok=True)
+        for writer in writers.values():
+            writer.publish()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""Writer of Megatron-Core's indexed datasets: a typed facade over `csrc/indexed_writer.cpp`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_dna import _core
+
+
+class IndexedWriter:
+    """Writes PREFIX.bin and PREFIX.idx, one sequence for each document.
+
+    Until `publish` the content lies in PREFIX.bin.partial and PREFIX.idx.partial, which leaving the
+    `with` block removes. A killed process leaves them behind; the next writer of the same prefix
+    takes them over. Memory grows by 4 bytes a document.
+
+    Attributes:
+        num_documents: documents added.
+        num_tokens: their tokens.
+        dtype: how ids are stored: uint16 if vocab_size < 65,500, as Megatron chooses, else int32.
+    """
+
+    def __init__(self, prefix: Path, vocab_size: int) -> None:
+        """Opens the temporary files.
+
+        Raises:
+            OSError: they cannot be created; BlockingIOError: another process is writing them.
+            ValueError: the vocabulary is empty, or too large for int32.
+        """
+        self._writer = _core.IndexedWriter(str(prefix), vocab_size)
+
+    def add_document(self, ids: npt.NDArray[np.int32]) -> None:
+        """Adds a document, int32 [tokens].
+
+        Raises:
+            ValueError: it has no token, over 2,147,483,647 tokens, or an id outside the vocabulary.
+            OSError: the disk is full or fails.
+        """
+        self._writer.append(ids)
+        self._writer.end_document()
+
+    def prepare(self) -> None:
+        """Puts all content on the disk, still under temporary names: a full disk shows here.
+
+        Raises:
+            ValueError: there is no document; no reader could map an empty file.
+            OSError: the disk is full or fails.
+        """
+        self._writer.prepare()
+
+    def publish(self) -> None:
+        """Renames .bin, then .idx, so an .idx is never beside a .bin it does not describe.
+
+        Older files of the same prefix are replaced. Calls `prepare` if it was not called.
+
+        Raises:
+            ValueError, OSError: as `prepare`.
+        """
+        self._writer.publish()
+
+    @property
+    def num_documents(self) -> int:
+        return self._writer.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        return self._writer.num_tokens
+
+    @property
+    def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+        return np.dtype(np.uint16) if self._writer.bytes_per_token == 2 else np.dtype(np.int32)
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.abort()

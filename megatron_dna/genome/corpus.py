@@ -1,0 +1,196 @@
+"""Genomes as documents: which stretch of which contig goes to training, which is held out.
+
+A document is a contig's whole stretch between runs of 10 or more N; held-out regions cut it. The
+plan is made of coordinates alone (0-based half-open), before any sequence is encoded, and a second
+pass over the files then reads what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_dna.genome.fasta import read_fastas
+from megatron_dna.genome.regions import (
+    Interval,
+    Region,
+    merge_intervals,
+    parse_region,
+    split_interval,
+)
+from megatron_dna.genome.sequence import find_stretches, reverse_complement
+
+Split = Literal["train", "valid"]
+Strand = Literal["+", "-"]
+SPLITS: tuple[Split, Split] = ("train", "valid")
+
+
+@dataclass(frozen=True)
+class ContigSummary:
+    """What the first pass learns of a contig.
+
+    Attributes:
+        name: unique over all files.
+        path: the FASTA file it is in.
+        length: bases.
+        num_ambiguous: IUPAC ambiguity codes that became N.
+        stretches: intervals between runs of 10 or more N.
+    """
+
+    name: str
+    path: Path
+    length: int
+    num_ambiguous: int
+    stretches: tuple[Interval, ...]
+
+    @property
+    def gap_bases(self) -> int:
+        """Bases in runs of 10 or more N, which belong to no document."""
+        return self.length - sum(end - start for start, end in self.stretches)
+
+    @property
+    def num_gaps(self) -> int:
+        """Runs of 10 or more N."""
+        bounds = [0, *(bound for stretch in self.stretches for bound in stretch), self.length]
+        return sum(bounds[i] < bounds[i + 1] for i in range(0, len(bounds), 2))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A stretch of a contig on one strand; `start` and `end` count on the forward strand."""
+
+    contig: str
+    start: int
+    end: int
+    strand: Strand
+    split: Split
+
+    @property
+    def length(self) -> int:
+        """Bases."""
+        return self.end - self.start
+
+    def on_its_strand(self, forward: bytes) -> bytes:
+        """The document's sequence, from the forward strand's."""
+        return forward if self.strand == "+" else reverse_complement(forward)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which documents a corpus has.
+
+    Attributes:
+        contigs: in the order of the files.
+        holdout: merged and sorted.
+        documents: in the order of the files; a reverse strand follows its forward strand.
+        dropped: stretches that are too short to be documents, forward strand only.
+    """
+
+    contigs: tuple[ContigSummary, ...]
+    holdout: tuple[Region, ...]
+    documents: tuple[Document, ...]
+    dropped: tuple[Document, ...]
+
+
+def scan(paths: Sequence[Path], advance: Callable[[int], object]) -> list[ContigSummary]:
+    """The first pass: reads and checks all sequence, keeps none.
+
+    Args:
+        paths: FASTA files.
+        advance: told the number of bases after each contig.
+
+    Raises:
+        ValueError: see `read_fastas`.
+    """
+    summaries = []
+    for path, contig in read_fastas(list(paths)):
+        stretches = tuple(find_stretches(contig.sequence))
+        length = len(contig.sequence)
+        summaries.append(ContigSummary(contig.name, path, length, contig.num_ambiguous, stretches))
+        advance(length)
+        del contig
+    return summaries
+
+
+def plan_documents(
+    contigs: Sequence[ContigSummary],
+    holdout: Sequence[str] = (),
+    min_length: int = 0,
+    both_strands: bool = False,
+) -> Plan:
+    """Cuts contigs into training and held-out documents.
+
+    Args:
+        contigs: from `scan`.
+        holdout: regions in samtools' syntax, for example `20:3000001-4000000` or `20`. What lies in
+            them makes the documents of `valid`, and is in no document of `train`.
+        min_length: shorter stretches, after the cuts, are dropped (bases).
+        both_strands: each document is followed by its reverse complement, a document too.
+
+    Raises:
+        ValueError: a region is not there, or a split would have no document.
+    """
+    lengths = {contig.name: contig.length for contig in contigs}
+    held_out: dict[str, list[Interval]] = {}
+    for region in (parse_region(text, lengths) for text in holdout):
+        held_out.setdefault(region.contig, []).append((region.start, region.end))
+    cuts = {name: merge_intervals(intervals) for name, intervals in held_out.items()}
+
+    documents: list[Document] = []
+    dropped: list[Document] = []
+    for contig in contigs:
+        for stretch in contig.stretches:
+            for (start, end), inside in split_interval(stretch, cuts.get(contig.name, ())):
+                split: Split = "valid" if inside else "train"
+                forward = Document(contig.name, start, end, "+", split)
+                if forward.length < min_length:
+                    dropped.append(forward)
+                    continue
+                documents.append(forward)
+                if both_strands:
+                    documents.append(Document(contig.name, start, end, "-", split))
+    regions = [Region(name, *cut) for name in lengths for cut in cuts.get(name, ())]
+    plan = Plan(tuple(contigs), tuple(regions), tuple(documents), tuple(dropped))
+    _check_splits(plan, min_length)
+    return plan
+
+
+def read_documents(paths: Sequence[Path], plan: Plan) -> Iterator[tuple[Document, bytes]]:
+    """The second pass: each document of the plan, in order, with its forward strand's sequence.
+
+    Memory: the largest contig and the document given out.
+
+    Raises:
+        ValueError: a file is not the one that was scanned; see also `read_fastas`.
+    """
+    contigs = iter(plan.contigs)
+    documents = iter(plan.documents)
+    document = next(documents, None)
+    for path, contig in read_fastas(list(paths)):
+        summary = next(contigs, None)
+        if summary is None or (summary.name, summary.length) != (contig.name, len(contig.sequence)):
+            raise ValueError(f"{path} changed while it was read; start again")
+        while document is not None and document.contig == contig.name:
+            yield document, bytes(memoryview(contig.sequence)[document.start : document.end])
+            document = next(documents, None)
+        del contig
+    if next(contigs, None) is not None:
+        raise ValueError("a FASTA file changed while it was read; start again")
+
+
+def _check_splits(plan: Plan, min_length: int) -> None:
+    """No split may be empty: a file without documents cannot be read by anyone."""
+    present = {document.split for document in plan.documents}
+    short = {document.split for document in plan.dropped}
+    for split in SPLITS:
+        if split in present or (split == "valid" and not plan.holdout):
+            continue
+        if split in short:
+            why = f"every stretch for it is shorter than min_length ({min_length})"
+        elif split == "valid":
+            why = "the held-out regions have runs of N only"
+        else:
+            why = "the contigs have runs of N only, or all is held out"
+        raise ValueError(f"there is no document for {split}: {why}")

@@ -1,0 +1,88 @@
+"""Regions of a genome, as users write them and as the code holds them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Interval = tuple[int, int]
+"""(start, end), 0-based half-open."""
+
+_REGION = re.compile(r"(.+):([0-9]+)-([0-9]+)")
+
+
+@dataclass(frozen=True, order=True)
+class Region:
+    """A part of a contig; `start` and `end` are 0-based half-open."""
+
+    contig: str
+    start: int
+    end: int
+
+
+def parse_region(text: str, lengths: Mapping[str, int]) -> Region:
+    """Reads a region in samtools' syntax: `20:3000001-4000000` is 1-based and inclusive.
+
+    `20` is the whole contig.
+
+    Args:
+        text: the region.
+        lengths: bases of every contig there is.
+
+    Raises:
+        ValueError: the contig is not there, or the region is not inside it.
+    """
+    match = _REGION.fullmatch(text)
+    if text in lengths:
+        if match and match[1] in lengths:
+            raise ValueError(f"region {text!r} is a contig's name and a part of {match[1]!r}")
+        return Region(text, 0, lengths[text])
+    name = match[1] if match else text.rpartition(":")[0] or text
+    if name not in lengths:
+        known = ", ".join(list(lengths)[:5]) + (", ..." if len(lengths) > 5 else "")
+        raise ValueError(
+            f"region {text!r}: there is no contig {name!r} in the FASTA files; they have {known}"
+        )
+    start, end = (int(digits) for digits in match.groups()[1:]) if match else (0, 0)
+    if not 1 <= start <= end:
+        raise ValueError(
+            f"region {text!r} must be CONTIG:START-END with 1 <= START <= END (1-based, inclusive)"
+        )
+    if end > lengths[name]:
+        raise ValueError(
+            f"region {text!r} ends beyond contig {name!r}, which has {lengths[name]} bases"
+        )
+    return Region(name, start - 1, end)
+
+
+def merge_intervals(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same bases as sorted intervals that neither overlap nor touch."""
+    merged: list[Interval] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def split_interval(interval: Interval, cuts: Iterable[Interval]) -> list[tuple[Interval, bool]]:
+    """The parts of an interval outside and inside of `cuts` (as from `merge_intervals`).
+
+    Returns:
+        (part, whether it lies inside a cut), in order, none empty; together they are the interval.
+    """
+    position, end = interval
+    parts: list[tuple[Interval, bool]] = []
+    for cut_start, cut_end in cuts:
+        inside_start, inside_end = max(cut_start, position), min(cut_end, end)
+        if inside_start >= inside_end:
+            continue
+        if position < inside_start:
+            parts.append(((position, inside_start), False))
+        parts.append(((inside_start, inside_end), True))
+        position = inside_end
+    if position < end:
+        parts.append(((position, end), False))
+    return parts

@@ -1,0 +1,247 @@
+"""The training loop, from the first step or the newest checkpoint to the last step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from megatron_dna.checkpoint.agreement import on_first_rank
+from megatron_dna.checkpoint.compatibility import check_compatible, check_tokenizer
+from megatron_dna.checkpoint.folders import write_text
+from megatron_dna.checkpoint.sharded import (
+    find_verified,
+    load_checkpoint,
+    read_config,
+    read_train_state,
+    save_checkpoint,
+)
+from megatron_dna.checkpoint.state import Interval, TrainState
+from megatron_dna.config import Config, to_yaml
+from megatron_dna.data.loader import Batch, SampleReader, build_loader
+from megatron_dna.parallel.schedule import StepResult, run_step
+from megatron_dna.parallel.wrap import whole_parameters
+from megatron_dna.training.evaluation import evaluate
+from megatron_dna.training.metrics import Metrics, throughput
+from megatron_dna.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_dna.training.session import close_session, open_session
+
+logger = logging.getLogger(__name__)
+
+
+class DivergenceError(ArithmeticError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+class Trainer:
+    """A run: opens in its constructor, goes on in `train`, ends in `close`."""
+
+    def __init__(self, config: Config) -> None:
+        """Build everything and resume from the newest complete checkpoint, if there is one.
+
+        Raises:
+            ValueError: a bad option, file or checkpoint; on every process alike.
+        """
+        self.config = config
+        self.output_dir = Path(config.train.output_dir)
+        self.session = open_session(config)
+        self.optimizer = build_optimizer(config, self.session.model)
+        self.scheduler = build_scheduler(config, self.optimizer)
+        self.state = TrainState(tokenizer_sha256=self.session.tokenizer.sha256)
+        self.metrics: Metrics | None = None
+        self._saved_iteration = -1
+        self._resume()
+        place = self.session.place
+        self._batches: Iterator[Batch] = build_loader(
+            config, "train", self.state.consumed_samples, place.dp_rank, place.dp_size
+        )
+        if config.data.valid:
+            SampleReader(config, "valid").log_summary()  # bad files stop the run here, not later
+        on_first_rank(self._open_output)
+
+    def train(self) -> None:
+        """Take the steps that are left, then evaluate and save.
+
+        Raises:
+            DivergenceError: the loss or the gradient norm of a step is not finite.
+        """
+        last = self.config.train.train_iters
+        if self.state.iteration >= last:
+            logger.info("nothing to do: train.train_iters (%d) are done", last)
+        with self._progress_bar(last) as bar:
+            while self.state.iteration < last:
+                record = self._step()
+                if self._is_due(self.config.train.eval_interval) and self.config.data.valid:
+                    record |= self._evaluate()
+                if record and self.metrics is not None:
+                    self.metrics.log(self.state.iteration, record)
+                if self._is_due(self.config.checkpoint.save_interval):
+                    self._save()
+                if bar is not None:
+                    bar.update()
+        logger.info(
+            "done: %d iterations, %d samples, %d tokens, %d bases; output in %s",
+            self.state.iteration, self.state.consumed_samples, self.state.consumed_tokens,
+            self.state.consumed_bases, self.output_dir,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Finish the record and leave the world in step with the other processes."""
+        if self.metrics is not None:
+            self.metrics.close()
+        close_session()
+
+    def _resume(self) -> None:
+        root = self.output_dir / "checkpoints"
+        path = find_verified(root)
+        if path is None:
+            logger.info("no checkpoint in %s: starting from the beginning", root)
+            return
+
+        def check() -> None:
+            check_compatible(path, read_config(path), self.config)
+            stored = read_train_state(path).tokenizer_sha256
+            check_tokenizer(path, stored, self.session.tokenizer.sha256)
+
+        on_first_rank(check)
+        self.state = load_checkpoint(path, self.session.model, self.optimizer, verify=False)
+        self.scheduler.step(self.state.iteration)
+        self._saved_iteration = self.state.iteration
+        logger.info(
+            "resumed from %s: iteration %d, %d samples", path, self.state.iteration,
+            self.state.consumed_samples,
+        )  # fmt: skip
+
+    def _open_output(self) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_text(self.output_dir / "config.yaml", to_yaml(self.config))
+        self.metrics = Metrics(
+            self.output_dir, self.state.iteration, self.config.logging.wandb_project
+        )
+
+    def _step(self) -> dict[str, float]:
+        """One optimizer step; returns the training metrics when they are due."""
+        session, state = self.session, self.state
+        start = time.perf_counter()
+        session.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        result = run_step(
+            session.model,
+            self._batches,
+            self.config,
+            session.place,
+            session.token_lengths,
+            session.num_microbatches,
+        )
+        self._require_finite("loss", result.loss)
+        rate = learning_rate(self.optimizer)
+        _, grad_norm, _ = self.optimizer.step()
+        self._require_finite("gradient norm", float(grad_norm))
+        self.scheduler.step(1)
+        session.platform.synchronize()
+        self._count(result, time.perf_counter() - start)
+        if not self._is_due(self.config.logging.log_interval):
+            return {}
+        record = self._training_metrics(float(grad_norm), rate)
+        state.interval = Interval()
+        return record
+
+    def _require_finite(self, what: str, value: float) -> None:
+        """Stop on NaN or infinity. The value is the same on all ranks, so all stop."""
+        if math.isfinite(value):
+            return
+        first = self.state.consumed_samples
+        raise DivergenceError(
+            f"{what} is {value} in iteration {self.state.iteration + 1} (samples {first} to "
+            f"{first + self.config.train.global_batch_size - 1}); lower optimizer.lr or raise "
+            "scheduler.lr_warmup_iters, then resume from the last checkpoint"
+        )
+
+    def _count(self, result: StepResult, seconds: float) -> None:
+        num_samples = self.config.train.global_batch_size
+        state, interval = self.state, self.state.interval
+        state.iteration += 1
+        state.consumed_samples += num_samples
+        state.consumed_tokens += result.num_tokens
+        state.consumed_bases += result.num_bases
+        interval.loss_sum += result.loss_sum
+        interval.num_masked += result.num_masked
+        interval.num_samples += num_samples
+        interval.num_tokens += result.num_tokens
+        interval.num_bases += result.num_bases
+        interval.seconds += seconds
+
+    def _training_metrics(self, grad_norm: float, rate: float) -> dict[str, float]:
+        """Metrics of the interval that ends here, and its line in the log."""
+        interval = self.state.interval
+        rates = throughput(
+            self.config,
+            self.session.tokenizer.vocab_size,
+            self.session.platform.description,
+            self.session.place.world_size,
+            num_windows=interval.num_samples,
+            num_tokens=interval.num_tokens,
+            num_bases=interval.num_bases,
+            seconds=interval.seconds,
+        )
+        record = {
+            "train/loss": interval.loss_sum / max(1, interval.num_masked),
+            "train/grad_norm": grad_norm,
+            "train/lr": rate,
+            "train/consumed_samples": self.state.consumed_samples,
+            **rates,
+        }
+        logger.info(
+            "iteration %d/%d | loss %.4f | grad norm %.3f | lr %.3e | %.0f tokens/s | "
+            "%.0f bases/s | %.3f TFLOP/s a device",
+            self.state.iteration, self.config.train.train_iters, record["train/loss"], grad_norm,
+            rate, rates["train/tokens_per_second"], rates["train/bases_per_second"],
+            rates["train/tflops_per_device"],
+        )  # fmt: skip
+        return record
+
+    def _evaluate(self) -> dict[str, float]:
+        record = evaluate(self.session)
+        logger.info(
+            "iteration %d/%d | held-out loss %.4f | accuracy %.4f | %.4f bits a base",
+            self.state.iteration, self.config.train.train_iters, record["valid/loss"],
+            record["valid/accuracy"], record["valid/bits_per_base"],
+        )  # fmt: skip
+        return record
+
+    def _save(self) -> None:
+        if self.state.iteration == self._saved_iteration:
+            return
+        with whole_parameters(self.session.model):
+            save_checkpoint(
+                self.output_dir / "checkpoints",
+                self.session.model,
+                self.optimizer,
+                self.state,
+                self.config,
+            )
+        self._saved_iteration = self.state.iteration
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether the iteration just done ends an interval (0: none) or the run."""
+        iteration = self.state.iteration
+        is_last = iteration == self.config.train.train_iters
+        return is_last or (interval > 0 and iteration % interval == 0)
+
+    @contextlib.contextmanager
+    def _progress_bar(self, total: int) -> Iterator[Any]:
+        """A bar on a terminal, else None: log lines are enough in a file."""
+        if not (self.session.place.is_log_rank and sys.stderr.isatty()):
+            yield None
+            return
+        bar = tqdm(total=total, initial=self.state.iteration, unit="step", dynamic_ncols=True)
+        with logging_redirect_tqdm([logging.getLogger("megatron_dna")]), bar:
+            yield bar

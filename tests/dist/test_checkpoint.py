@@ -1,0 +1,176 @@
+"""Checkpoints: exact on the same layout, equal on others, whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.metadata import read_shapes
+from megatron_dna.checkpoint.reader import read_weights
+from megatron_dna.checkpoint.sharded import (
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+)
+from tests.dist.harness import run_ranks
+from tests.dist.small_run import BF16, PLAIN, PP, SP, TP, SmallRun
+
+
+def _weights(run: SmallRun) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.model.module.named_parameters()}
+
+
+def _train_and_save(folder: str, overrides: list[str]) -> tuple[list[float], dict]:
+    """Five steps, a checkpoint, then what the next five are without an interruption."""
+    run = SmallRun.start(overrides)
+    run.train(0, 5)
+    save_checkpoint(folder, run.model, run.optimizer, TrainState(5, 40), run.config)
+    losses = run.train(5, 10)
+    weights = _weights(run)
+    return losses, weights
+
+
+def _resume(folder: str, overrides: list[str]) -> tuple[list[float], dict]:
+    """The next five steps from the checkpoint, in a model that had other weights before."""
+    run = SmallRun.start([*overrides, "train.seed=99"])
+    state = load_checkpoint(Path(folder) / "iter_0000005", run.model, run.optimizer)
+    assert (state.iteration, state.consumed_samples) == (5, 40)
+    run.scheduler.step(state.iteration)
+    losses = run.train(5, 10)
+    weights = _weights(run)
+    return losses, weights
+
+
+SAME = {
+    "one": (1, []),
+    "tp2_sp": (2, [TP, SP]),
+    "pp2": (2, [PP]),
+    "dp2": (2, []),
+    "dp2_plain": (2, [PLAIN]),
+    "dp2_bf16": (2, [BF16]),
+    "tp2_bf16_plain": (2, [TP, BF16, PLAIN]),
+}
+
+
+@pytest.mark.parametrize("layout", SAME)
+def test_resume_is_exact_on_the_same_layout(tmp_path: Path, layout: str):
+    """A difference in a single bit means that some state was lost or changed on disk."""
+    world_size, overrides = SAME[layout]
+    want = run_ranks(_train_and_save, world_size, str(tmp_path), overrides)
+    got = run_ranks(_resume, world_size, str(tmp_path), overrides)
+    for (want_losses, want_weights), (got_losses, got_weights) in zip(want, got, strict=True):
+        assert got_losses == want_losses
+        for name, weight in want_weights.items():
+            assert torch.equal(got_weights[name], weight), name
+
+
+def _train_on(folder: str, overrides: list[str], start: int, stop: int) -> list[float]:
+    """Steps `start` to `stop` from the checkpoint at `start` (none at 0), then a checkpoint."""
+    run = SmallRun.start(overrides)
+    if start:
+        path = find_latest(folder)
+        assert path is not None
+        assert load_checkpoint(path, run.model, run.optimizer).iteration == start
+        run.scheduler.step(start)
+    losses = run.train(start, stop)
+    save_checkpoint(folder, run.model, run.optimizer, TrainState(stop), run.config)
+    return losses
+
+
+def test_layouts_can_change_during_a_run(tmp_path: Path):
+    """A difference means that resharding loses or mixes up weights or optimizer state."""
+    want = run_ranks(_train_on, 1, str(tmp_path / "whole"), [], 0, 16)[0]
+    got = []
+    for number, overrides in enumerate(([TP, SP], [PP], [], [PLAIN])):
+        start = 4 * number
+        folder = str(tmp_path / "parts")
+        got += run_ranks(_train_on, 2, folder, overrides, start, start + 4)[0]
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+def _copy(source: str, target: str, overrides: list[str]) -> None:
+    run = SmallRun.start(overrides)
+    state = load_checkpoint(source, run.model, run.optimizer)
+    save_checkpoint(target, run.model, run.optimizer, state, run.config)
+
+
+def _all_tensors(path: Path) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.empty(shape) for name, shape in read_shapes(path).items()}
+    reader = torch.distributed.checkpoint.FileSystemReader(str(path))
+    torch.distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resharding_keeps_every_bit(tmp_path: Path, precision: str):
+    """A difference means that passing through another layout changes the run."""
+    option = f"train.precision={precision}"
+    run_ranks(_train_on, 1, str(tmp_path), [option], 0, 3)
+    want = path = tmp_path / "iter_0000003"
+    for number, overrides in enumerate(([TP, SP], [PP], [], [TP, PLAIN], [])):
+        target = tmp_path / str(number)
+        run_ranks(_copy, 2, str(path), str(target), [option, *overrides])
+        path = target / "iter_0000003"
+    tensors = _all_tensors(path)
+    for name, tensor in _all_tensors(want).items():
+        assert torch.equal(tensors[name], tensor), name
+    assert any("exp_avg_sq" in name for name in tensors)
+    assert any("fp32_param" in name for name in tensors) == (precision == "bf16")
+
+
+def test_precision_can_change_during_a_run(tmp_path: Path):
+    """bf16 and back: the fp32 main weights and moments must come through exactly."""
+    run_ranks(_train_on, 1, str(tmp_path), [BF16], 0, 3)
+    first = tmp_path / "iter_0000003"
+    run_ranks(_copy, 1, str(first), str(tmp_path / "fp32"), [])
+    run_ranks(_copy, 1, str(tmp_path / "fp32" / first.name), str(tmp_path / "bf16"), [BF16])
+    want, got = _all_tensors(first), _all_tensors(tmp_path / "bf16" / first.name)
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+    name = "decoder.layers.1.mlp.linear_fc2.weight"
+    assert torch.equal(read_weights(first)[name], want[f"optimizer.state.fp32_param.{name}"])
+
+
+def _load_fails(folder: str, overrides: list[str]) -> str:
+    run = SmallRun.start(overrides)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(folder, run.model, run.optimizer)
+    return str(error.value)
+
+
+def test_a_missing_file_is_named_on_every_rank(tmp_path: Path):
+    """If one rank alone notices, the others hang; if none does, weights are garbage."""
+    run_ranks(_train_on, 2, str(tmp_path), [TP], 0, 1)
+    folder = tmp_path / "iter_0000001"
+    (folder / "__1_0.distcp").rename(tmp_path / "kept")
+    for message in run_ranks(_load_fails, 2, str(folder), [TP]):
+        assert "__1_0.distcp is missing" in message
+    content = bytearray((tmp_path / "kept").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "__1_0.distcp").write_bytes(content)
+    for message in run_ranks(_load_fails, 2, str(folder), [TP]):
+        assert "__1_0.distcp is not what was written" in message
+    (folder / "__1_0.distcp").unlink()
+    (tmp_path / "kept").rename(folder / "__1_0.distcp")
+    (message,) = run_ranks(_load_fails, 1, str(folder), ["model.ffn_hidden_size=64"])
+    assert "linear_fc1.weight has shape" in message
+    (message,) = run_ranks(_load_fails, 1, str(folder), ["model.num_layers=3"])
+    assert "has no tensor decoder.layers.2" in message
+
+
+def _save_fails(folder: str) -> str:
+    run = SmallRun.start([])
+    with pytest.raises(CheckpointError) as error:
+        save_checkpoint(folder, run.model, run.optimizer, TrainState(1), run.config)
+    return str(error.value)
+
+
+def test_a_folder_that_cannot_be_written_is_named_on_every_rank(tmp_path: Path):
+    """If one rank alone notices, the others hang."""
+    (tmp_path / "file").write_text("in the way")
+    for message in run_ranks(_save_fails, 2, str(tmp_path / "file")):
+        assert str(tmp_path / "file") in message

@@ -1,0 +1,133 @@
+"""A checkpoint written by the trainer's own code, read back by transformers alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from megatron_dna.checkpoint.sharded import TrainState, save_checkpoint
+from megatron_dna.config import Config, load_config
+from megatron_dna.hf.convert import qkv_by_kind, to_hugging_face
+from megatron_dna.model.encoder import DnaBert, build_model
+from megatron_dna.parallel import topology
+from megatron_dna.parallel.platform import setup_platform
+from megatron_dna.tokenizer.bpe import DnaTokenizer
+from tests.unit.data_files import write_tokenizer
+
+SEQ = 40
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Config, DnaBert]:
+    """A checkpoint folder, its options, and the model that is in it."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = write_tokenizer(folder / "tokenizer.json")
+    config = load_config(
+        None,
+        [
+            "model.num_layers=4", "model.hidden_size=32", "model.ffn_hidden_size=48",
+            "model.num_attention_heads=4", "model.init_method_std=0.2", "model.norm_bias=true",
+            "model.global_attn_every_n_layers=3", "model.local_attention=8",
+            "train.precision=fp32", f"data.segment_size={SEQ}", f"data.tokenizer={tokenizer}",
+            f"data.train=[{{prefix: {folder}/d_train}}]",
+        ],
+    )  # fmt: skip
+    place = topology.initialize(config, setup_platform("cpu"))
+    vocab = DnaTokenizer.from_file(tokenizer).vocab_size
+    model = build_model(config, vocab, place.groups, "local", torch.device("cpu")).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
+    path = save_checkpoint(folder / "checkpoints", model, None, TrainState(iteration=7), config)
+    yield path, config, model
+    topology.shutdown()
+
+
+@pytest.fixture(scope="module")
+def converted(trained, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("hf") / "model"
+    to_hugging_face(trained[0], output)
+    return output
+
+
+def test_transformers_computes_the_same_logits(trained, converted: Path):
+    """A difference means that labs would use another model than the one that was trained."""
+    _, _, ours = trained
+    theirs, report = AutoModelForMaskedLM.from_pretrained(converted, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(theirs).__name__ == "ModernBertForMaskedLM"
+    input_ids = torch.randint(0, ours.vocab_size, (3, SEQ))
+    with torch.no_grad():
+        want = ours(input_ids, None, torch.arange(SEQ).expand(3, -1))
+        got = theirs.eval()(input_ids=input_ids).logits
+    assert want.abs().max() > 1
+    assert (got - want).abs().max() < 1e-4
+    assert theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
+
+
+def test_tokenizer_agrees(trained, converted: Path):
+    _, config, _ = trained
+    ours = DnaTokenizer.from_file(config.data.tokenizer)
+    theirs = AutoTokenizer.from_pretrained(converted)
+    sequence = "ACGTTGCAAACCGTNNNNNNNNNNNNACGT"
+    assert theirs(sequence)["input_ids"] == [ours.cls_id, *ours.encode(sequence), ours.sep_id]
+    assert (theirs.pad_token_id, theirs.mask_token_id) == (ours.pad_id, ours.mask_id)
+    assert theirs.model_max_length == SEQ
+
+
+def test_fill_mask_pipeline_runs(converted: Path):
+    fill = pipeline("fill-mask", model=str(converted))
+    answers = fill("ACGTACGT[MASK]ACGTTTGA")
+    assert len(answers) == 5
+    assert all(0 < answer["score"] < 1 for answer in answers)
+
+
+def test_bf16_halves_the_weights(trained, tmp_path: Path):
+    to_hugging_face(trained[0], tmp_path / "m", dtype="bf16")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "m").dtype == torch.bfloat16
+
+
+def test_qkv_rows_by_hand():
+    """Two heads of width 1: Megatron's rows q0 k0 v0 q1 k1 v1 become q0 q1 k0 k1 v0 v1."""
+    rows = torch.tensor([[0.0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5]])
+    assert qkv_by_kind(rows, 2)[:, 0].tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_bad_input_leaves_nothing(trained, tmp_path: Path):
+    path, *_ = trained
+    with pytest.raises(ValueError, match="no config"):
+        to_hugging_face(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"tokenizer \(absent.json\)"):
+        to_hugging_face(path, tmp_path / "out", tokenizer=Path("absent.json"))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="exists already"):
+        to_hugging_face(path, tmp_path / "there")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
+
+
+def test_command_line(trained, tmp_path: Path):
+    """As the README says it: a run's folder in, a model out; an error is one line."""
+    path, *_ = trained
+    command = [sys.executable, "tools/convert_checkpoint.py", "to-hf", "--checkpoint"]
+    run = subprocess.run(
+        [*command, str(path.parent.parent), "--output", str(tmp_path / "m")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "iter_0000007" in run.stdout
+    assert (tmp_path / "m" / "README.md").read_text().startswith("---\n")
+    run = subprocess.run(
+        [*command, str(path), "--output", str(tmp_path / "m")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "exists already" in run.stderr
+    assert "Traceback" not in run.stderr
