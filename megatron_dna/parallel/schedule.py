@@ -1,8 +1,8 @@
 """The order of work over segments: a pure function, and a clock to look at it.
 
-Segments of a window depend on each other through the memory: segment s + 1 can start when s has left
-the last stage. So the order is segment-major: all N micro-batches of segment 0, then of segment 1,
-and so on; while the memory of the first micro-batch travels back to the first stage, the others keep
+Segments of a window depend on each other through the memory: segment s + 1 can start when s has
+left the last stage. So the order is segment-major: all N micro-batches of segment 0, then of segment
+1, and so on; while the memory of the first micro-batch travels back to the first stage, others keep
 the stages busy. Backpropagation goes through groups of W segments, in exact reverse order.
 """
 
