@@ -59,6 +59,16 @@ class MemoryConfig:
     """M, memory tokens in front of every segment."""
     max_n_segments: int = 1
     """S, consecutive segments of a window."""
+    bptt_depth: int = -1
+    """W, segments that gradients flow through; the memory is detached between groups. -1: all."""
+    update: str = "plain"
+    """New memory from final states: `plain` (the published RMT) or `binary` (their signs)."""
+    noise_std: float = 0.0
+    """Standard deviation of Gaussian noise on new memory before its update, in training only."""
+    noise_start: int = 0
+    """Curriculum stage (from 0) at whose start the noise begins."""
+    noise_ramp_iters: int = 30
+    """Iterations over which the noise grows to `noise_std`."""
 
 
 @dataclass(frozen=True)

@@ -89,18 +89,19 @@ def _validate_model(model: ModelConfig) -> None:
 
 
 def _validate_memory(memory: MemoryConfig) -> None:
+    mem, depth, segments = memory.num_mem_tokens, memory.bptt_depth, memory.max_n_segments
+    _require(mem >= 0, "memory.num_mem_tokens", mem, "must not be negative")
+    _require_positive("memory", memory, "max_n_segments")
     _require(
-        memory.num_mem_tokens == 0,
-        "memory.num_mem_tokens",
-        memory.num_mem_tokens,
-        "must be 0: this version trains the plain encoder",
-    )
+        segments == 1 or mem > 0, "memory.max_n_segments", segments,
+        "needs memory.num_mem_tokens > 0: without memory segments know nothing of each other",
+    )  # fmt: skip
     _require(
-        memory.max_n_segments == 1,
-        "memory.max_n_segments",
-        memory.max_n_segments,
-        "must be 1: this version trains the plain encoder",
-    )
+        depth == -1 or 1 <= depth <= segments, "memory.bptt_depth", depth,
+        f"must be -1 (all) or lie between 1 and memory.max_n_segments ({segments})",
+    )  # fmt: skip
+    _require_one_of("memory.update", memory.update, ("plain", "binary"))
+    _require(memory.noise_std >= 0, "memory.noise_std", memory.noise_std, "must not be negative")
 
 
 def _validate_data(config: Config) -> None:

@@ -6,6 +6,7 @@ Source: Warner et al. 2024 (ModernBERT); its plain form is `transformers.ModernB
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_dna.config import Config, ModelConfig
+from megatron_dna.config import Config, MemoryConfig, ModelConfig
 from megatron_dna.model.head import (
     PredictionHead,
     masked_cross_entropy,
@@ -36,6 +37,7 @@ from megatron_dna.model.layers import (
     rotary_angles,
     transformer_engine_layer,
 )
+from megatron_dna.model.memory import MEMORY_UPDATES
 
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int) -> int:
@@ -83,16 +85,21 @@ def transformer_config(config: Config) -> TransformerConfig:
 
 
 class Embedding(MegatronModule):
-    """Token embeddings, split over the vocabulary, and the embedding norm."""
+    """Memory and token embeddings (these split over the vocabulary), and the embedding norm."""
 
     def __init__(
         self,
         config: TransformerConfig,
         padded_vocab: int,
+        num_mem_tokens: int,
         norm_bias: bool,
         tp_group: torch.distributed.ProcessGroup,
     ) -> None:
         super().__init__(config)
+        if num_mem_tokens:
+            self.initial_memory = torch.nn.Parameter(
+                torch.empty(num_mem_tokens, config.hidden_size, dtype=config.params_dtype)
+            )
         self.tp_group = tp_group
         self.word_embeddings = VocabParallelEmbedding(
             padded_vocab,
@@ -103,15 +110,40 @@ class Embedding(MegatronModule):
         )
         self.norm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon, norm_bias)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Embed `input_ids` [micro_batch, seq] -> [seq (/ tp under SP), micro_batch, hidden]."""
+    def forward(self, input_ids: Tensor, memory: Tensor | None) -> Tensor:
+        """Join memory and tokens.
+
+        Args:
+            input_ids: [micro_batch, C].
+            memory: [M, micro_batch, hidden] of the segment before; None starts a window.
+
+        Returns:
+            [M + C (/ tp under SP), micro_batch, hidden].
+        """
         hidden = self.word_embeddings(input_ids).transpose(0, 1).contiguous()
+        if memory is None and hasattr(self, "initial_memory"):
+            memory = self.initial_memory[:, None, :].expand(-1, hidden.shape[1], -1)
+        if memory is not None:
+            hidden = torch.cat((memory, hidden))
         if self.config.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(
                 hidden, group=self.tp_group
             )
         output: Tensor = self.norm(hidden)
         return output
+
+
+class StageOutput(NamedTuple):
+    """What a stage makes of one segment."""
+
+    hidden: Tensor | None = None
+    """Before the last stage: [M + C (/ tp under SP), micro_batch, hidden]."""
+    losses: Tensor | None = None
+    """Last stage, with labels: cross-entropy in nats, fp32 [micro_batch, k]."""
+    logits: Tensor | None = None
+    """Last stage, without labels: [micro_batch, k, vocab], gathered over TP."""
+    new_memory: Tensor | None = None
+    """Last stage, where M > 0: memory for the next segment, [M, micro_batch, hidden]."""
 
 
 class DnaBert(LanguageModule):
@@ -124,6 +156,7 @@ class DnaBert(LanguageModule):
         layer_specs: list[ModuleSpec],
         vocab_size: int,
         groups: ProcessGroupCollection,
+        memory: MemoryConfig,
         pre_process: bool,
         post_process: bool,
     ) -> None:
@@ -135,6 +168,7 @@ class DnaBert(LanguageModule):
             layer_specs: this stage's layers.
             vocab_size: ids that exist (padding excluded).
             groups: Megatron's process groups.
+            memory: recurrent memory.
             pre_process: whether the stage holds the embedding.
             post_process: whether the stage holds the head.
         """
@@ -144,11 +178,15 @@ class DnaBert(LanguageModule):
         self.vocab_size = vocab_size
         self.pre_process = pre_process
         self.post_process = post_process
+        self.num_mem_tokens = memory.num_mem_tokens
+        self.update_memory = MEMORY_UPDATES[memory.update]
         self.share_embeddings_and_output_weights = True
         padded_vocab = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
         norm = ModuleSpec(module=LayerNorm, params={"bias": model.norm_bias})
         if pre_process:
-            self.embedding = Embedding(config, padded_vocab, model.norm_bias, groups.tp)
+            self.embedding = Embedding(
+                config, padded_vocab, memory.num_mem_tokens, model.norm_bias, groups.tp
+            )
         self.decoder = TransformerBlock(
             config,
             TransformerBlockSubmodules(layer_specs=layer_specs, layer_norm=norm),
@@ -183,44 +221,57 @@ class DnaBert(LanguageModule):
         attention_mask: Tensor | None,
         masked_positions: Tensor,
         labels: Tensor | None = None,
-    ) -> Tensor:
+        memory: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> StageOutput:
         """Run the stage on one segment of each sample.
 
         Args:
-            input_ids: [micro_batch, seq], with masks in place.
-            attention_mask: [micro_batch, seq], True at real tokens; None if all are.
-            masked_positions: [micro_batch, k], where the head runs.
+            input_ids: [micro_batch, C], with masks in place.
+            attention_mask: [micro_batch, C], True at real tokens; None if all are.
+            masked_positions: [micro_batch, k] positions in the segment, where the head runs.
             labels: [micro_batch, k], original ids.
+            memory: [M, micro_batch, hidden] that the segment before left; None at a window's start.
+            noise: [M, micro_batch, hidden] added to the new memory before its update.
 
         Returns:
-            Before the last stage: hidden states [seq (/ tp under SP), micro_batch, hidden].
-            On the last: cross-entropy [micro_batch, k] in nats, or without `labels` the logits
-            [micro_batch, k, vocab], gathered over TP.
+            Before the last stage `hidden` only. On the last, `new_memory` (where M > 0) and
+            `losses`, or without `labels` the `logits`.
         """
-        padding = None if attention_mask is None else ~attention_mask[:, None, None, :]
+        padding = None
+        if attention_mask is not None:
+            seen = F.pad(attention_mask, (self.num_mem_tokens, 0), value=True)
+            padding = ~seen[:, None, None, :]
         hidden = self.decoder(
-            hidden_states=self.embedding(input_ids) if self.pre_process else None,
+            hidden_states=self.embedding(input_ids, memory) if self.pre_process else None,
             attention_mask=padding,
-            rotary_pos_emb=_angles(self.shape, input_ids.shape[1], input_ids.device),
+            rotary_pos_emb=_angles(
+                self.shape, self.num_mem_tokens + input_ids.shape[1], input_ids.device
+            ),
         )
         if not self.post_process:
-            return hidden
-        logits = self._logits(hidden, masked_positions)
-        if labels is not None:
-            return masked_cross_entropy(logits, labels)
-        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(
-            logits, group=self.tp_group
-        )
-        return gathered.transpose(0, 1)[..., : self.vocab_size]
-
-    def _logits(self, hidden: Tensor, masked_positions: Tensor) -> Tensor:
-        """[k, micro_batch, padded_vocab / tp] at the masked positions."""
+            return StageOutput(hidden=hidden)
         if self.config.sequence_parallel:
             # What follows is the same on every TP rank, so each takes back only its own part of
             # the gradient instead of a sum over ranks.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(
                 hidden, tensor_parallel_output_grad=False, group=self.tp_group
             )
+        new_memory = None
+        if self.num_mem_tokens:
+            new_memory = self.update_memory(hidden[: self.num_mem_tokens], noise)
+        logits = self._logits(hidden, masked_positions + self.num_mem_tokens)
+        if labels is not None:
+            losses = masked_cross_entropy(logits, labels)
+            return StageOutput(losses=losses, new_memory=new_memory)
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(
+            logits, group=self.tp_group
+        )
+        logits = gathered.transpose(0, 1)[..., : self.vocab_size]
+        return StageOutput(logits=logits, new_memory=new_memory)
+
+    def _logits(self, hidden: Tensor, masked_positions: Tensor) -> Tensor:
+        """[k, micro_batch, padded_vocab / tp] at the masked positions of the whole sequence."""
         hidden = self.head(select_positions(hidden, masked_positions))
         tied = self.shared_embedding_or_output_weight() if self.pre_process else None
         logits, _ = self.output_layer(hidden, weight=tied)
@@ -258,6 +309,7 @@ def build_model(
         [make_layer(config.model, first + i) for i in range(layers_per_stage)],
         vocab_size,
         groups,
+        config.memory,
         pre_process=stage == 0,
         post_process=stage == num_stages - 1,
     )

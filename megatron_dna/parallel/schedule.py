@@ -1,115 +1,78 @@
-"""Forward and backward over the micro-batches of a step, and the step's sums over all ranks."""
+"""The order of work over segments: a pure function, and a clock to look at it.
+
+Segments of a window depend on each other through the memory: segment s + 1 can start when s has
+left the last stage. So the order is segment-major: all N micro-batches of segment 0, then of segment
+1, and so on; while the memory of the first micro-batch travels back to the first stage, others keep
+the stages busy. Backpropagation goes through groups of W segments, in exact reverse order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
-
-from megatron_dna.config import Config
-from megatron_dna.data.loader import Batch
-from megatron_dna.parallel.topology import Topology, sum_over_world
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """Sums over the global batch, the same on every rank."""
+class Task:
+    """One stage's work on one segment of one micro-batch."""
 
-    loss_sum: float
-    """Cross-entropy of all masked tokens, in nats."""
-    num_masked: int
-    """Masked tokens."""
-    num_correct: int
-    """Masked tokens whose likeliest id is the right one; counted in evaluation only."""
-    num_masked_bases: int
-    """Bases that the masked tokens spell."""
-    num_tokens: int
-    """Content tokens read."""
-    num_bases: int
-    """Bases that the content tokens spell."""
+    is_forward: bool
+    segment: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class SegmentSchedule:
+    """The order in which every stage works; only what it sends and receives differs by stage."""
+
+    num_segments: int
+    """S."""
+    bptt_depth: int
+    """W, segments of a group; memory is detached between groups. -1: all segments."""
+    num_microbatches: int
+    """N, micro-batches in flight."""
 
     @property
-    def loss(self) -> float:
-        """Mean cross-entropy of a masked token, in nats."""
-        return self.loss_sum / max(1, self.num_masked)
+    def group_size(self) -> int:
+        """W as a number of segments."""
+        return self.num_segments if self.bptt_depth == -1 else self.bptt_depth
 
+    def groups(self) -> Iterator[range]:
+        """Consecutive groups of segments; the last may be shorter."""
+        for first in range(0, self.num_segments, self.group_size):
+            yield range(first, min(first + self.group_size, self.num_segments))
 
-def run_step(
-    model: DistributedDataParallel,
-    batches: Iterator[Batch],
-    config: Config,
-    topology: Topology,
-    token_lengths: Tensor,
-    num_microbatches: int,
-    forward_only: bool = False,
-) -> StepResult:
-    """Compute `num_microbatches` micro-batches and leave the gradients of the mean loss in place.
+    def tasks(self, forward_only: bool = False) -> Iterator[Task]:
+        """All tasks of a stage, in order."""
+        for group in self.groups():
+            forward = [
+                Task(True, segment, micro_batch)
+                for segment in group
+                for micro_batch in range(self.num_microbatches)
+            ]
+            yield from forward
+            if not forward_only:
+                for task in reversed(forward):
+                    yield Task(False, task.segment, task.micro_batch)
 
-    The loss of a step is the sum over all masked tokens of the global batch divided by their
-    number. Megatron-Core's schedules do the work: no pipelining, or 1F1B over the stages.
+    def is_first_of_group(self, segment: int) -> bool:
+        """Whether the memory that enters `segment` is detached."""
+        return segment % self.group_size == 0
 
-    Args:
-        model: this process's wrapped stage.
-        batches: this data-parallel rank's micro-batches; the same on all its TP and PP ranks.
-        config: the run's options.
-        topology: this process's place.
-        token_lengths: [vocab], bases in each token.
-        num_microbatches: micro-batches to take.
-        forward_only: evaluate instead of train.
-    """
-    sums = torch.zeros(6, dtype=torch.float64, device=token_lengths.device)
-    get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, sums=sums, token_lengths=token_lengths),
-        data_iterator=batches,
-        model=[model],
-        num_microbatches=num_microbatches,
-        seq_length=config.seq_length,
-        micro_batch_size=config.train.micro_batch_size,
-        forward_only=forward_only,
-    )
-    if not topology.counts_loss:
-        sums.zero_()
-    loss_sum, *counts = sum_over_world(sums).tolist()
-    return StepResult(loss_sum, *(round(count) for count in counts))
+    def is_last_of_group(self, segment: int) -> bool:
+        """Whether no gradient comes back for the memory that leaves `segment`."""
+        return self.is_first_of_group(segment + 1) or self.is_last(segment)
 
+    def is_last(self, segment: int) -> bool:
+        """Whether the memory that leaves `segment` is not needed."""
+        return segment == self.num_segments - 1
 
-def _forward_step(
-    batches: Iterator[Batch], model: torch.nn.Module, *, sums: Tensor, token_lengths: Tensor
-) -> tuple[Tensor, Any]:
-    """Megatron's forward step: the stage's output, and how the last stage turns it into a loss."""
-    batch = next(batches)
-    device = token_lengths.device
-    # The plain encoder reads windows of one segment.
-    mask = None if batch.attention_mask is None else batch.attention_mask[0].to(device)
-    labels = batch.labels[0].to(device)
-    loss_mask = batch.loss_mask[0].to(device)
-    output = model(
-        batch.input_ids[0].to(device),
-        mask,
-        batch.masked_positions[0].to(device),
-        labels if model.training else None,
-    )
+    def num_ticks(self, num_stages: int) -> int:
+        """Ticks of one direction of a full group when N >= P: N W + P - 1."""
+        return self.num_microbatches * self.group_size + num_stages - 1
 
-    def loss(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        losses, correct = output, torch.zeros_like(loss_mask)
-        if not model.training:
-            losses = F.cross_entropy(
-                output.float().flatten(0, 1), labels.flatten(), reduction="none"
-            ).view_as(loss_mask)
-            correct = (output.argmax(-1) == labels) * loss_mask
-        loss_sum = (losses * loss_mask).sum()
-        num_masked = loss_mask.sum()
-        masked_bases = (token_lengths[labels] * loss_mask).sum()
-        counted = torch.stack((loss_sum.detach(), num_masked, correct.sum(), masked_bases))
-        sums[:4] += counted.double()
-        sums[4:] += torch.tensor([batch.num_tokens, batch.num_bases], device=device)
-        return loss_sum, num_masked.int(), {}
-
-    return output, loss
+    def busy_share(self, num_stages: int) -> float:
+        """Share of the time that a stage works, sends being hidden; N < P waits for memory."""
+        per_segment = max(self.num_microbatches, num_stages)
+        ticks = (self.group_size - 1) * per_segment + self.num_microbatches + num_stages - 1
+        return self.num_microbatches * self.group_size / ticks

@@ -16,6 +16,22 @@ from megatron_dna.parallel.platform import Platform
 
 
 @dataclass(frozen=True)
+class Ring:
+    """The stages of a pipeline as a ring, with a group of its own for memory.
+
+    Hidden states and memory between the same two ranks are in different groups, so that neither
+    waits for the other.
+    """
+
+    rank: int
+    """This stage."""
+    size: int
+    """Stages."""
+    hidden_group: dist.ProcessGroup
+    memory_group: dist.ProcessGroup
+
+
+@dataclass(frozen=True)
 class Topology:
     """This process's place in the TP x PP x DP grid, and the groups it belongs to."""
 
@@ -29,6 +45,8 @@ class Topology:
     dp_size: int
     groups: ProcessGroupCollection
     """Megatron's process groups."""
+    ring: Ring
+    """The pipeline as memory travels it."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -81,7 +99,22 @@ def initialize(config: Config, platform: Platform) -> Topology:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
+        ring=_ring(),
     )
+
+
+def _ring() -> Ring:
+    """Every rank makes every pipeline's memory group, as torch.distributed wants."""
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    own = dist.get_process_group_ranks(pipeline)
+    every: list[list[int]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(every, own)
+    memory_group = pipeline
+    for ranks in sorted({tuple(ranks) for ranks in every}):
+        group = dist.new_group(list(ranks))
+        if list(ranks) == own:
+            memory_group = group
+    return Ring(pipeline.rank(), pipeline.size(), pipeline, memory_group)
 
 
 def sum_over_world(values: torch.Tensor) -> torch.Tensor:

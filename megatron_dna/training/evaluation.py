@@ -7,7 +7,7 @@ import math
 import torch
 
 from megatron_dna.data.loader import build_loader
-from megatron_dna.parallel.schedule import StepResult, run_step
+from megatron_dna.parallel.step import StepResult, run_step
 from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.session import Session
 

@@ -27,7 +27,7 @@ from megatron_dna.checkpoint.sharded import (
 from megatron_dna.checkpoint.state import Interval, TrainState
 from megatron_dna.config import Config, to_yaml
 from megatron_dna.data.loader import Batch, SampleReader, build_loader
-from megatron_dna.parallel.schedule import StepResult, run_step
+from megatron_dna.parallel.step import StepResult, run_step
 from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.evaluation import evaluate
 from megatron_dna.training.metrics import Metrics, throughput

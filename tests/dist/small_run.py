@@ -15,7 +15,7 @@ from megatron_dna.data.loader import Batch
 from megatron_dna.model.encoder import build_model
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import setup_platform
-from megatron_dna.parallel.schedule import run_step
+from megatron_dna.parallel.step import run_step
 from megatron_dna.parallel.topology import Topology
 from megatron_dna.parallel.wrap import wrap_model
 from megatron_dna.training.optimizer import build_optimizer, build_scheduler

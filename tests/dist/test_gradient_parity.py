@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_dna.config import Config, load_config
 from megatron_dna.data.loader import Batch
 from megatron_dna.model.encoder import build_model
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import setup_platform
-from megatron_dna.parallel.schedule import StepResult, run_step
+from megatron_dna.parallel.step import StepResult, run_step
 from megatron_dna.parallel.wrap import wrap_model
+from tests.dist.gradients import Piece, assemble, gather_main_grads, local_pieces
 from tests.dist.harness import run_ranks
 
 VOCAB, SEQ, MASKED = 90, 24, 5
@@ -67,8 +67,8 @@ def _batches(config: Config, dp_rank: int, dp_size: int) -> Iterator[Batch]:
         )
 
 
-def _parameter_gradients(overrides: list[str]) -> tuple[StepResult, dict[str, torch.Tensor]]:
-    """On a rank: one step, then this rank's gradients as {checkpoint key: (slice, gradient)}."""
+def _parameter_gradients(overrides: list[str]) -> tuple[StepResult, dict[str, list[Piece]]]:
+    """On a rank: the result of one step and this rank's pieces of the gradients."""
     config = load_config(None, SHAPE + overrides)
     place = topology.initialize(config, setup_platform("cpu"))
     model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
@@ -80,45 +80,14 @@ def _parameter_gradients(overrides: list[str]) -> tuple[StepResult, dict[str, to
     batches = _batches(config, place.dp_rank, place.dp_size)
     wrapped.zero_grad_buffer()
     result = run_step(wrapped, batches, config, place, lengths, num_microbatches)
-    if config.parallel.use_distributed_optimizer:
-        # Each DP rank holds the reduced gradients of its shard of the buffer: gather them all.
-        for buffer in wrapped.buffers:
-            shard = buffer.grad_data.numel() // place.dp_size
-            own = slice(place.dp_rank * shard, (place.dp_rank + 1) * shard)
-            reduced = torch.zeros_like(buffer.grad_data)
-            reduced[own] = buffer.grad_data[own]
-            torch.distributed.all_reduce(reduced, group=place.groups.dp)
-            buffer.grad_data.copy_(reduced)
-    gradients = {}
-    by_storage = {p.data_ptr(): p.main_grad for p in model.parameters()}
-    for entry in model.sharded_state_dict().values():
-        parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
-        if not all(isinstance(part, ShardedTensor) for part in parts):
-            continue
-        owner = entry.data
-        gradient = by_storage[owner.data_ptr()].clone()
-        if isinstance(entry, ShardedTensorFactory):
-            pieces = gradient.chunk(len(parts))
-        else:
-            pieces = (gradient,)
-        for part, piece in zip(parts, pieces, strict=True):
-            where = tuple(s for s in part.global_slice() if isinstance(s, slice))
-            gradients.setdefault(part.key, []).append((where, part.global_shape, piece))
+    gather_main_grads(wrapped, place)
+    gradients = local_pieces(model, "main_grad")
     topology.shutdown()
     return result, gradients
 
 
-def _assemble(ranks: list) -> dict[str, torch.Tensor]:
-    full: dict[str, torch.Tensor] = {}
-    for _, gradients in ranks:
-        for key, entries in gradients.items():
-            for where, shape, piece in entries:
-                full.setdefault(key, torch.full(tuple(shape), float("nan")))[where] = piece
-    return full
-
-
 @pytest.fixture(scope="module")
-def reference() -> tuple[StepResult, dict[str, torch.Tensor]]:
+def reference() -> tuple[float, dict[str, torch.Tensor]]:
     """Plain autograd in one process: no DDP buffers, no schedule, the loss as the issue states it."""
     return run_ranks(_reference, 1)[0]
 
@@ -130,23 +99,12 @@ def _reference() -> tuple[float, dict[str, torch.Tensor]]:
     losses, masked = torch.zeros(()), 0.0
     for number in range(config.train.global_batch_size):
         ids, mask, positions, labels, loss_mask = (t[None] for t in _sample(number))
-        logits = model(ids, mask, positions)
+        logits = model(ids, mask, positions).logits
         loss = torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="none")
         losses = losses + (loss * loss_mask[0]).sum()
         masked += loss_mask.sum().item()
     (losses / masked).backward()
-    gradients: dict[str, torch.Tensor] = {}
-    for entry in model.sharded_state_dict().values():
-        if isinstance(entry, ShardedTensorFactory):
-            grad = {p.data_ptr(): p.grad for p in model.parameters()}[entry.data.data_ptr()]
-            for part, piece in zip(entry.build(), grad.chunk(2), strict=True):
-                gradients.setdefault(part.key, torch.zeros(tuple(part.global_shape)))[
-                    part.global_slice()
-                ] = piece
-        elif isinstance(entry, ShardedTensor):
-            gradients[entry.key] = {p.data_ptr(): p.grad for p in model.parameters()}[
-                entry.data.data_ptr()
-            ]
+    gradients = assemble([local_pieces(model, "grad")])
     topology.shutdown()
     return (losses / masked).item(), gradients
 
@@ -168,6 +126,7 @@ LAYOUTS = {
     "dp2_overlap": (2, ["parallel.overlap_grad_reduce=true"]),
     "tp2_pp2_sp": (4, [TP, PP, SP]),
     "tp2_pp2_plain_optimizer_full_recompute": (4, [TP, PP, PLAIN, FULL]),
+    "pp2_dp2": (4, [PP]),
     "tp2_dp2_sp": (4, [TP, SP]),
     "tp2_dp2_plain_optimizer": (4, [TP, PLAIN]),
 }
@@ -179,7 +138,7 @@ def test_gradients_equal_one_process(reference, layout: str):
     want_loss, want = reference
     world_size, overrides = LAYOUTS[layout]
     ranks = run_ranks(_parameter_gradients, world_size, overrides)
-    got = _assemble(ranks)
+    got = assemble([gradients for _, gradients in ranks])
     for result, _ in ranks:
         assert abs(result.loss - want_loss) / want_loss < 1e-6
         assert result.num_masked == 3 * 3 + 5 * MASKED

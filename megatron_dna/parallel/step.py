@@ -1,0 +1,207 @@
+"""Forward and backward over the micro-batches of a step, and the step's sums over all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_dna.config import Config
+from megatron_dna.data.loader import Batch
+from megatron_dna.parallel.engine import SegmentEngine, StageResult
+from megatron_dna.parallel.schedule import SegmentSchedule, Task
+from megatron_dna.parallel.topology import Topology, sum_over_world
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over the global batch, the same on every rank."""
+
+    loss_sum: float
+    """Cross-entropy of all masked tokens, in nats."""
+    num_masked: int
+    """Masked tokens."""
+    num_correct: int
+    """Masked tokens whose likeliest id is the right one; counted in evaluation only."""
+    num_masked_bases: int
+    """Bases that the masked tokens spell."""
+    num_tokens: int
+    """Content tokens read."""
+    num_bases: int
+    """Bases that the content tokens spell."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of a masked token, in nats."""
+        return self.loss_sum / max(1, self.num_masked)
+
+
+class StageOutput(Protocol):
+    """What the model's forward returns; see `model.encoder.StageOutput`."""
+
+    hidden: Tensor | None
+    losses: Tensor | None
+    logits: Tensor | None
+    new_memory: Tensor | None
+
+
+def run_step(
+    model: DistributedDataParallel,
+    batches: Iterator[Batch],
+    config: Config,
+    topology: Topology,
+    token_lengths: Tensor,
+    num_microbatches: int,
+    forward_only: bool = False,
+    noise: MemoryNoise | None = None,
+) -> StepResult:
+    """Compute `num_microbatches` micro-batches and leave the gradients of the mean loss in place.
+
+    The loss of a step is the sum over all masked tokens of the global batch divided by their
+    number. Windows of one segment go through Megatron-Core's schedules (no pipelining, or 1F1B),
+    longer ones through the segment schedule.
+
+    Args:
+        model: this process's wrapped stage.
+        batches: this data-parallel rank's micro-batches; the same on all its TP and PP ranks.
+        config: the run's options.
+        topology: this process's place.
+        token_lengths: [vocab], bases in each token.
+        num_microbatches: micro-batches to take.
+        forward_only: evaluate instead of train.
+        noise: added to new memory before its update.
+    """
+    step = _Step(model, token_lengths, forward_only, noise)
+    windows = list(itertools.islice(batches, num_microbatches))
+    num_segments = windows[0].input_ids.shape[0]
+    if num_segments == 1:
+        get_forward_backward_func()(
+            forward_step_func=step.megatron_forward_step,
+            data_iterator=iter(windows),
+            model=[model],
+            num_microbatches=num_microbatches,
+            seq_length=config.seq_length,
+            micro_batch_size=windows[0].input_ids.shape[1],
+            forward_only=forward_only,
+        )
+    else:
+        _run_segments(step, windows, config, topology)
+    sums = step.sums if topology.counts_loss else torch.zeros_like(step.sums)
+    loss_sum, *counts = sum_over_world(sums).tolist()
+    return StepResult(loss_sum, *(round(count) for count in counts))
+
+
+MemoryNoise = Callable[[Batch, int], Tensor]
+"""(window, segment) -> noise [M, micro_batch, hidden]."""
+
+
+class _Step:
+    """One segment of one micro-batch through this stage, and what is counted on the way."""
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        token_lengths: Tensor,
+        forward_only: bool,
+        noise: MemoryNoise | None,
+    ) -> None:
+        self.model = model
+        self.token_lengths = token_lengths
+        self.forward_only = forward_only
+        self.noise = noise
+        self.sums = torch.zeros(6, dtype=torch.float64, device=token_lengths.device)
+
+    def forward(self, batch: Batch, segment: int, memory: Tensor | None) -> StageOutput:
+        """The stage's output for `segment` of `batch`."""
+        device = self.token_lengths.device
+        mask = batch.attention_mask
+        return self.model(
+            batch.input_ids[segment].to(device),
+            None if mask is None else mask[segment].to(device),
+            batch.masked_positions[segment].to(device),
+            None if self.forward_only else batch.labels[segment].to(device),
+            memory=memory,
+            noise=None if self.noise is None else self.noise(batch, segment).to(device),
+        )
+
+    def loss_sum(self, output: StageOutput, batch: Batch, segment: int) -> tuple[Tensor, Tensor]:
+        """Sum of the segment's losses and number of its masked tokens; adds to the counts."""
+        device = self.token_lengths.device
+        labels = batch.labels[segment].to(device)
+        loss_mask = batch.loss_mask[segment].to(device)
+        losses, correct = output.losses, torch.zeros_like(loss_mask)
+        if output.logits is not None:
+            losses = F.cross_entropy(
+                output.logits.float().flatten(0, 1), labels.flatten(), reduction="none"
+            ).view_as(loss_mask)
+            correct = (output.logits.argmax(-1) == labels) * loss_mask
+        loss_sum = (losses * loss_mask).sum()
+        num_masked = loss_mask.sum()
+        masked_bases = (self.token_lengths[labels] * loss_mask).sum()
+        counted = torch.stack((loss_sum.detach(), num_masked, correct.sum(), masked_bases))
+        self.sums[:4] += counted.double()
+        if segment == 0:
+            self.sums[4:] += torch.tensor([batch.num_tokens, batch.num_bases], device=device)
+        return loss_sum, num_masked.int()
+
+    def megatron_forward_step(
+        self, batches: Iterator[Batch], model: torch.nn.Module
+    ) -> tuple[Tensor | None, Any]:
+        """Megatron's forward step: the stage's output, and how the last stage makes it a loss."""
+        batch = next(batches)
+        output = self.forward(batch, 0, None)
+
+        def loss(_: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            return *self.loss_sum(output, batch, 0), {}
+
+        return output.hidden, loss
+
+
+def _run_segments(step: _Step, windows: list[Batch], config: Config, topology: Topology) -> None:
+    """The segment schedule over all windows, then Megatron's finalisation of the gradients."""
+    num_segments, micro_batch, segment_size = windows[0].input_ids.shape
+    num_masked = torch.zeros((), dtype=torch.int, device=step.token_lengths.device)
+
+    def forward(task: Task, hidden: Tensor | None, memory: Tensor | None) -> StageResult:
+        batch = windows[task.micro_batch]
+        if hidden is not None:
+            step.model.module.set_input_tensor(hidden)
+        output = step.forward(batch, task.segment, memory)
+        loss_sum = None
+        if topology.is_last_stage:
+            loss_sum, masked = step.loss_sum(output, batch, task.segment)
+            num_masked.add_(masked)
+        return StageResult(output.hidden, loss_sum, output.new_memory)
+
+    mem, width = config.memory.num_mem_tokens, config.model.hidden_size
+    sequence = mem + segment_size
+    if config.parallel.sequence_parallel:
+        sequence //= topology.tp_size
+    engine = SegmentEngine(
+        SegmentSchedule(num_segments, config.memory.bptt_depth, len(windows)),
+        topology.ring,
+        forward,
+        hidden_shape=(sequence, micro_batch, width),
+        memory_shape=(mem, micro_batch, width),
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        device=step.token_lengths.device,
+    )
+    megatron = step.model.config
+    if step.forward_only:
+        with torch.no_grad():
+            engine.run(forward_only=True)
+        return
+    # Gradients are reduced with the last backward task; until then they only add up.
+    no_sync = contextlib.ExitStack()
+    if megatron.no_sync_func is not None:
+        no_sync.enter_context(megatron.no_sync_func())
+    engine.run(forward_only=False, before_last=no_sync.close)
+    megatron.finalize_model_grads_func([step.model], num_masked)
