@@ -112,6 +112,7 @@ class StateToLoad:
         model_tensors: dict[str, Any],
         stored: Collection[str],
         absent: Collection[str] = (),
+        weights_only: bool = False,
     ) -> None:
         """Describe what to load; the model is loaded already.
 
@@ -120,6 +121,7 @@ class StateToLoad:
             model_tensors: the model's description, holding the very parameters.
             stored: names of the tensors in the checkpoint.
             absent: model tensors that it lacks; their moments start from zero.
+            weights_only: all moments start from zero.
         """
         self._optimizer = optimizer
         self._weights = {value.key: value.data for value in nested_values(model_tensors)}
@@ -130,7 +132,7 @@ class StateToLoad:
             for number, entry in state.items():
                 for name, value in entry.items():
                     key = value.key.removeprefix(f"{_PREFIX}.{name}.")
-                    if key in absent:
+                    if key in absent or (weights_only and name != "param"):
                         continue  # as Adam begins
                     if name == "param":
                         if self._weights[key].dtype == torch.float32:

@@ -237,6 +237,7 @@ def load_checkpoint(
     optimizer: MegatronOptimizer | None = None,
     verify: bool = True,
     may_be_new: Collection[str] = (),
+    fresh_optimizer: bool = False,
 ) -> TrainState:
     """Load a checkpoint into the model and optimizer. Every rank calls this.
 
@@ -247,6 +248,7 @@ def load_checkpoint(
         verify: compare all files with the manifest first.
         may_be_new: tensors of the model that the checkpoint may lack: they stay as they are, with
             moments of zero.
+        fresh_optimizer: give the optimizer its main weights only: Adam begins anew.
 
     Returns:
         The state stored with it.
@@ -268,9 +270,9 @@ def load_checkpoint(
         logger.warning("checkpoint %s has weights only: the optimizer starts afresh", folder)
         optimizer.reload_model_params()
         return state
-    wanted = StateToLoad(optimizer, _model_tensors(model), shapes, absent)
+    wanted = StateToLoad(optimizer, _model_tensors(model), shapes, absent, fresh_optimizer)
     loaded = _load_tensors(folder, wanted.tensors, shapes)
-    wanted.take_over(loaded, int(manifest["optimizer_step"]))
+    wanted.take_over(loaded, 0 if fresh_optimizer else int(manifest["optimizer_step"]))
     return state
 
 

@@ -49,7 +49,7 @@ def plain_update(hidden: Tensor, noise: Tensor | None) -> Tensor:
 
 def binary_update(hidden: Tensor, noise: Tensor | None) -> Tensor:
     """A latch: signs, so that nothing can drift; noise before the sign makes it redundant."""
-    signs: Tensor = _Sign.apply(plain_update(hidden, noise))
+    signs: Tensor = _Sign.apply(plain_update(hidden, noise))  # type: ignore[no-untyped-call]
     return signs
 
 

@@ -155,11 +155,10 @@ class Trainer:
         load_checkpoint(
             path,
             self.session.model,
-            self.optimizer if options.load_optimizer else None,
+            self.optimizer,
             may_be_new=MEMORY_TENSORS,
+            fresh_optimizer=not options.load_optimizer,
         )
-        if not options.load_optimizer:
-            self.optimizer.reload_model_params()
         what = "weights and optimizer" if options.load_optimizer else "weights"
         logger.info("started from %s: its %s", path, what)
 
