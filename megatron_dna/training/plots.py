@@ -37,7 +37,7 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
         points = [(record["iteration"], record[key]) for record in records if key in record]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    _draw_stages(axes, records)
+    draw_stages(axes, records)
     for name, loss in (baselines or {}).items():
         axes.axhline(loss, linestyle="--", linewidth=1, color="gray")
         axes.annotate(
@@ -55,7 +55,7 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
     Path(partial).replace(output)
 
 
-def _draw_stages(axes: Axes, records: list[dict[str, Any]]) -> None:
+def draw_stages(axes: Axes, records: list[dict[str, Any]]) -> None:
     """A vertical line where a stage of the curriculum begins, with its number of segments."""
     stage = 0
     for record in records:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
@@ -18,7 +19,7 @@ from megatron_dna.training.metrics import (
     read_records,
     throughput,
 )
-from megatron_dna.training.plots import plot_losses
+from megatron_dna.training.plots import draw_stages, plot_losses
 
 
 def test_records_reach_jsonl_and_tensorboard(tmp_path: Path):
@@ -106,3 +107,14 @@ def test_loss_plot(tmp_path: Path):
     with pytest.raises(ValueError, match="no loss"):
         plot_losses(tmp_path / "absent.jsonl", tmp_path / "other.png")
     assert not (tmp_path / "other.png").exists()
+
+
+def test_loss_plot_shows_where_stages_begin():
+    axes = Figure().add_subplot()
+    stages = [(1, 0, 1), (4, 0, 1), (5, 1, 3), (8, 1, 3), (9, 3, 7)]
+    draw_stages(axes, [
+        {"iteration": iteration, "train/curriculum_stage": stage, "train/n_segments": segments}
+        for iteration, stage, segments in stages
+    ] + [{"iteration": 10, "valid/loss": 1.0}])  # fmt: skip
+    assert [line.get_xdata()[0] for line in axes.lines] == [5, 9]
+    assert [text.get_text() for text in axes.texts] == ["3 segments", "7 segments"]
