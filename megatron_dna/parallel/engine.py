@@ -129,9 +129,12 @@ class SegmentEngine:
         if kept.result.hidden is not None:
             custom_backward(kept.result.hidden, hidden_gradient)
         else:
-            outputs, gradients = [kept.result.loss_sum], [None]
+            assert kept.result.loss_sum is not None
+            outputs: list[Tensor] = [kept.result.loss_sum]
+            gradients: list[Tensor | None] = [None]
             memory_gradient = _wait(self.memory_gradients.pop(key, None))
             if memory_gradient is not None:
+                assert kept.result.new_memory is not None
                 outputs.append(kept.result.new_memory)
                 gradients.append(memory_gradient)
             torch.autograd.backward(outputs, gradients)

@@ -95,8 +95,8 @@ def _evaluate_twice(overrides: list[str]) -> tuple[dict[str, float], dict[str, f
         batch = next(batches)
         mask = None if batch.attention_mask is None else batch.attention_mask[0]
         with torch.no_grad():
-            logits = session.model(batch.input_ids[0], mask, batch.masked_positions[0])
-        log_probability = logits.double().log_softmax(-1)
+            output = session.model(batch.input_ids[0], mask, batch.masked_positions[0])
+        log_probability = output.logits.double().log_softmax(-1)
         chosen = log_probability.gather(-1, batch.labels[0].unsqueeze(-1)).squeeze(-1)
         total -= (chosen * batch.loss_mask[0]).sum().item()
         count += batch.loss_mask[0].sum().item()

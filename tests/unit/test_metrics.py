@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from megatron_dna.config import load_config
 from megatron_dna.training.metrics import (
     Metrics,
-    flops_per_window,
+    flops_per_segment,
     peak_flops,
     read_records,
     throughput,
 )
-from megatron_dna.training.plots import plot_losses
+from megatron_dna.training.plots import draw_stages, plot_losses
 
 
 def test_records_reach_jsonl_and_tensorboard(tmp_path: Path):
@@ -80,16 +81,16 @@ def test_flops_equal_torchs_count(every: int):
         hidden = torch.zeros(1, config.num_masked_tokens, 64)
         oracle.decoder(oracle.head(hidden))
     forward = encoder.get_total_flops() + head.get_total_flops()
-    assert flops_per_window(config, vocab) == 3 * forward
+    assert flops_per_segment(config, vocab) == 3 * forward
 
 
 def test_throughput_and_mfu():
     config = load_config(None, [])
     rates = throughput(
         config, 4096, "NVIDIA H100 80GB HBM3", 2,
-        num_windows=10, num_tokens=5000, num_bases=30000, seconds=2.0,
+        num_segments=10, num_tokens=5000, num_bases=30000, seconds=2.0,
     )  # fmt: skip
-    flops = flops_per_window(config, 4096) * 10 / 2.0 / 2
+    flops = flops_per_segment(config, 4096) * 10 / 2.0 / 2
     assert rates["train/tokens_per_second"] == 2500
     assert rates["train/bases_per_second"] == 15000
     assert rates["train/mfu"] == pytest.approx(flops / 989e12)
@@ -106,3 +107,14 @@ def test_loss_plot(tmp_path: Path):
     with pytest.raises(ValueError, match="no loss"):
         plot_losses(tmp_path / "absent.jsonl", tmp_path / "other.png")
     assert not (tmp_path / "other.png").exists()
+
+
+def test_loss_plot_shows_where_stages_begin():
+    axes = Figure().add_subplot()
+    stages = [(1, 0, 1), (4, 0, 1), (5, 1, 3), (8, 1, 3), (9, 3, 7)]
+    draw_stages(axes, [
+        {"iteration": iteration, "train/curriculum_stage": stage, "train/n_segments": segments}
+        for iteration, stage, segments in stages
+    ] + [{"iteration": 10, "valid/loss": 1.0}])  # fmt: skip
+    assert [line.get_xdata()[0] for line in axes.lines] == [5, 9]
+    assert [text.get_text() for text in axes.texts] == ["3 segments", "7 segments"]
