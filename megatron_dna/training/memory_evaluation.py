@@ -11,7 +11,7 @@ length.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,7 +81,7 @@ def evaluate_memory(session: Session, num_segments: int) -> MemoryScores:
         ValueError: num_segments does not suit the model, or there is no sample to swap with.
     """
     config, place, model = session.config, session.place, session.model
-    _check(config, num_segments)
+    check_lengths(config, [num_segments])
     windows = _Windows(session, num_segments)
     scorer = _Scorer(session, num_segments)
     left = session.num_microbatches * config.train.eval_iters
@@ -101,17 +101,23 @@ def evaluate_memory(session: Session, num_segments: int) -> MemoryScores:
     )
 
 
-def _check(config: Config, num_segments: int) -> None:
-    if num_segments < 1:
-        raise ValueError(f"--num-segments ({num_segments}) must be positive")
+def check_lengths(config: Config, lengths: Sequence[int]) -> None:
+    """Whether windows of so many segments can be scored; needs no process group.
+
+    Raises:
+        ValueError: a number does not suit the model, or there is no sample to swap memory with.
+    """
     has_memory = config.memory.num_mem_tokens > 0
-    if num_segments > 1 and not has_memory and config.data.kind != "recall":
-        raise ValueError(
-            f"--num-segments ({num_segments}) must be 1 for a model without memory "
-            "(memory.num_mem_tokens is 0)"
-        )
+    for number in lengths:
+        if number < 1:
+            raise ValueError(f"--num-segments ({number}) must be positive")
+        if number > 1 and not has_memory and config.data.kind != "recall":
+            raise ValueError(
+                f"--num-segments ({number}) must be 1 for a model without memory "
+                "(memory.num_mem_tokens is 0)"
+            )
     size = config.train.micro_batch_size
-    if num_segments > 1 and has_memory and size < 2:
+    if max(lengths) > 1 and has_memory and size < 2:
         raise ValueError(
             f"train.micro_batch_size ({size}) must be at least 2: memory is swapped within it"
         )
