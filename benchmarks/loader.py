@@ -83,7 +83,7 @@ def measure_loader(overrides: list[str], num_workers: int, seconds: float) -> tu
     """Content tokens a second of this process's CPU time and of wall time."""
     config = load_config(None, [*overrides, f"data.num_workers={num_workers}"])
     loader = build_loader(config, "train", 0, 0, 1)
-    return measure(lambda: next(loader).num_tokens, seconds)
+    return measure(lambda: int(next(loader).num_tokens.sum()), seconds)
 
 
 def measure_copy(

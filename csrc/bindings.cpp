@@ -203,12 +203,12 @@ void bind_windows(py::module_& m) {
           py::arg("samples"));
 }
 
-// Masks one window a sample into arrays of the caller. Returns tokens, bases, the id that is
-// outside the vocabulary (or None) and the number of its window.
+// Masks one window a sample into arrays of the caller. Returns an id that is outside the vocabulary
+// (or None) and the number of its window.
 py::tuple write_masked(const megatron_dna::Masker& self, const std::vector<py::object>& windows,
                        const Int64Array& samples, std::int64_t num_segments, Int64Array& input_ids,
                        Int64Array& masked_positions, Int64Array& labels, FloatArray& loss_mask,
-                       Int32Array& num_real) {
+                       Int32Array& num_real, Int64Array& num_bases) {
   const std::int64_t rows = num_segments * samples.size();
   const std::int64_t slots = rows * self.options().num_masked;
   const megatron_dna::MaskedBatch batch{
@@ -218,33 +218,29 @@ py::tuple write_masked(const megatron_dna::Masker& self, const std::vector<py::o
       to_mutable_span(masked_positions, slots, "masked_positions"),
       to_mutable_span(labels, slots, "labels"),
       to_mutable_span(loss_mask, slots, "loss_mask"),
-      to_mutable_span(num_real, rows, "num_real")};
+      to_mutable_span(num_real, rows, "num_real"),
+      to_mutable_span(num_bases, rows, "num_bases")};
   const auto numbers = to_span(samples);
   std::vector<Tokens> tokens;
   for (const py::object& window : windows) tokens.push_back(to_tokens(window));
   if (tokens.size() != numbers.size()) {
     throw std::invalid_argument("there must be one window for each sample");
   }
-  std::int64_t num_tokens = 0;
-  std::int64_t num_bases = 0;
   std::optional<std::int64_t> bad_id;
   std::size_t slot = 0;
   {
     py::gil_scoped_release release;
     for (; slot < tokens.size(); ++slot) {
-      const auto counts = std::visit(
+      bad_id = std::visit(
           [&](const auto& window) {
             return self.write(window, static_cast<std::uint64_t>(numbers[slot]),
                               static_cast<std::int64_t>(slot), batch);
           },
           tokens[slot]);
-      num_tokens += counts.num_tokens;
-      num_bases += counts.num_bases;
-      bad_id = counts.bad_id;
       if (bad_id) break;
     }
   }
-  return py::make_tuple(num_tokens, num_bases, bad_id, slot);
+  return py::make_tuple(bad_id, slot);
 }
 
 void bind_masking(py::module_& m) {
@@ -266,7 +262,8 @@ void bind_masking(py::module_& m) {
       .def("write", &write_masked, py::arg("windows"), py::arg("samples"), py::kw_only(),
            py::arg("num_segments"), py::arg("input_ids").noconvert(),
            py::arg("masked_positions").noconvert(), py::arg("labels").noconvert(),
-           py::arg("loss_mask").noconvert(), py::arg("num_real").noconvert());
+           py::arg("loss_mask").noconvert(), py::arg("num_real").noconvert(),
+           py::arg("num_bases").noconvert());
 }
 
 }  // namespace

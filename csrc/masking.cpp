@@ -96,24 +96,22 @@ Masker::Masker(const MaskingOptions& options, std::span<const std::int32_t> spec
   longer_ = static_cast<std::uint64_t>(std::min(std::ldexp(share, 64), 0x1.fffffffffffffp63));
 }
 
-// Writes [CLS], the tokens, [SEP] and padding.
+// Writes [CLS], the tokens, [SEP] and padding, and counts bases. Returns an id that is not known.
 template <typename Token>
-void Masker::frame(std::span<const Token> tokens, const SegmentView& out,
-                   WindowCounts& counts) const {
+std::optional<std::int64_t> Masker::frame(std::span<const Token> tokens, const SegmentView& out,
+                                          std::int64_t& num_bases) const {
+  num_bases = 0;
   out.input_ids[0] = options_.cls_id;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const auto id = static_cast<std::int64_t>(tokens[i]);
-    if (id < 0 || index(id) >= token_lengths_.size()) {
-      counts.bad_id = id;
-      return;
-    }
+    if (id < 0 || index(id) >= token_lengths_.size()) return id;
     out.input_ids[i + 1] = id;
-    counts.num_bases += token_lengths_[index(id)];
+    num_bases += token_lengths_[index(id)];
   }
-  counts.num_tokens += static_cast<std::int64_t>(tokens.size());
   out.input_ids[tokens.size() + 1] = options_.sep_id;
   const auto padding = out.input_ids.subspan(tokens.size() + 2);
   std::fill(padding.begin(), padding.end(), options_.pad_id);
+  return std::nullopt;
 }
 
 // Masks a framed segment in place.
@@ -150,8 +148,8 @@ void Masker::mask(std::int64_t num_content, PhiloxStream random, const SegmentVi
 }
 
 template <typename Token>
-WindowCounts Masker::write(std::span<const Token> window, std::uint64_t sample, std::int64_t slot,
-                           const MaskedBatch& batch) const {
+std::optional<std::int64_t> Masker::write(std::span<const Token> window, std::uint64_t sample,
+                                          std::int64_t slot, const MaskedBatch& batch) const {
   const std::size_t size = index(options_.segment_size);
   const std::size_t content = size - 2;
   const std::size_t num_masked = index(options_.num_masked);
@@ -160,7 +158,6 @@ WindowCounts Masker::write(std::span<const Token> window, std::uint64_t sample, 
           "a window of " + std::to_string(window.size()) + " tokens must fit " +
               std::to_string(batch.num_segments) + " segments");
   const PhiloxKey key = make_key(options_.seed, Purpose::kMask);
-  WindowCounts counts;
   for (std::int64_t segment = 0; segment < batch.num_segments; ++segment) {
     const std::size_t begin = std::min(window.size(), index(segment) * content);
     const auto tokens = window.subspan(begin, std::min(window.size() - begin, content));
@@ -170,17 +167,16 @@ WindowCounts Masker::write(std::span<const Token> window, std::uint64_t sample, 
                           batch.labels.subspan(row * num_masked, num_masked),
                           batch.loss_mask.subspan(row * num_masked, num_masked)};
     batch.num_real[row] = static_cast<std::int32_t>(tokens.size() + 2);
-    frame(tokens, out, counts);
-    if (counts.bad_id) return counts;
+    if (const auto bad_id = frame(tokens, out, batch.num_bases[row])) return bad_id;
     const PhiloxStream random(static_cast<std::uint64_t>(segment), sample, options_.stream, key);
     mask(static_cast<std::int64_t>(tokens.size()), random, out);
   }
-  return counts;
+  return std::nullopt;
 }
 
-template WindowCounts Masker::write(std::span<const std::uint16_t>, std::uint64_t, std::int64_t,
-                                    const MaskedBatch&) const;
-template WindowCounts Masker::write(std::span<const std::int32_t>, std::uint64_t, std::int64_t,
-                                    const MaskedBatch&) const;
+template std::optional<std::int64_t> Masker::write(std::span<const std::uint16_t>, std::uint64_t,
+                                                   std::int64_t, const MaskedBatch&) const;
+template std::optional<std::int64_t> Masker::write(std::span<const std::int32_t>, std::uint64_t,
+                                                   std::int64_t, const MaskedBatch&) const;
 
 }  // namespace megatron_dna

@@ -31,13 +31,7 @@ struct MaskedBatch {
   std::span<std::int64_t> labels;            // [S, B, k], original ids; unused slots: 0
   std::span<float> loss_mask;                // [S, B, k], 1 for used slots, 0 for unused
   std::span<std::int32_t> num_real;          // [S, B], positions before the padding
-};
-
-// What a window held.
-struct WindowCounts {
-  std::int64_t num_tokens = 0;         // content tokens
-  std::int64_t num_bases = 0;          // bases they spell
-  std::optional<std::int64_t> bad_id;  // an id outside the vocabulary: the batch is not usable
+  std::span<std::int64_t> num_bases;         // [S, B], bases that the content tokens spell
 };
 
 // One segment's part of a MaskedBatch.
@@ -64,15 +58,18 @@ class Masker {
   // masked positions 80% show [MASK], 10% a random token that is not special, 10% the original,
   // each drawn on its own. Every position is as likely to be masked as any other.
   // All draws are fixed by (seed, stream, sample, segment).
+  //
+  // Returns an id that is outside the vocabulary, if there is one: the batch is not usable then.
   template <typename Token>
-  WindowCounts write(std::span<const Token> window, std::uint64_t sample, std::int64_t slot,
-                     const MaskedBatch& batch) const;
+  std::optional<std::int64_t> write(std::span<const Token> window, std::uint64_t sample,
+                                    std::int64_t slot, const MaskedBatch& batch) const;
 
   const MaskingOptions& options() const { return options_; }
 
  private:
   template <typename Token>
-  void frame(std::span<const Token> tokens, const SegmentView& out, WindowCounts& counts) const;
+  std::optional<std::int64_t> frame(std::span<const Token> tokens, const SegmentView& out,
+                                    std::int64_t& num_bases) const;
   void mask(std::int64_t num_content, PhiloxStream random, const SegmentView& out) const;
 
   MaskingOptions options_;
@@ -82,9 +79,11 @@ class Masker {
   std::vector<std::int32_t> replacements_;   // ids that are not special
 };
 
-extern template WindowCounts Masker::write(std::span<const std::uint16_t>, std::uint64_t,
-                                           std::int64_t, const MaskedBatch&) const;
-extern template WindowCounts Masker::write(std::span<const std::int32_t>, std::uint64_t,
-                                           std::int64_t, const MaskedBatch&) const;
+extern template std::optional<std::int64_t> Masker::write(std::span<const std::uint16_t>,
+                                                          std::uint64_t, std::int64_t,
+                                                          const MaskedBatch&) const;
+extern template std::optional<std::int64_t> Masker::write(std::span<const std::int32_t>,
+                                                          std::uint64_t, std::int64_t,
+                                                          const MaskedBatch&) const;
 
 }  // namespace megatron_dna

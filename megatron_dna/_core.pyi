@@ -93,4 +93,5 @@ class Masker:
         labels: npt.NDArray[np.int64],
         loss_mask: npt.NDArray[np.float32],
         num_real: npt.NDArray[np.int32],
-    ) -> tuple[int, int, int | None, int]: ...
+        num_bases: npt.NDArray[np.int64],
+    ) -> tuple[int | None, int]: ...

@@ -56,6 +56,36 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class UntilConfig:
+    """When a stage of the curriculum has converged: at a threshold, or on a plateau."""
+
+    metric: str = "train/loss"
+    """`train/loss`, `train/accuracy`, `valid/loss` or `valid/accuracy`."""
+    threshold: float | None = None
+    """The stage ends when the mean over the window is as good as this."""
+    patience: int | None = None
+    """The stage ends when that mean has had no new best for so many batches (or evaluations)."""
+    window: int = 20
+    """Batches (for `valid/...`: evaluations) of the mean; only those of all n_segments count."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the curriculum. The last stage lasts until train.train_iters."""
+
+    n_segments: int = 1
+    """Segments of a window."""
+    train_iters: int | None = None
+    """Length of the stage in iterations; or `until`."""
+    until: UntilConfig | None = None
+    """Convergence that ends the stage; or `train_iters`."""
+    lr: float | None = None
+    """Peak learning rate in this stage; null is optimizer.lr."""
+    vary_n_segments: float = 0.0
+    """Share of the batches whose number of segments is drawn from 1..n_segments."""
+
+
+@dataclass(frozen=True)
 class MemoryConfig:
     """Recurrent memory. M = 0 and S = 1 is the plain encoder."""
 
@@ -73,6 +103,10 @@ class MemoryConfig:
     """Curriculum stage (from 0) at whose start the noise begins."""
     noise_ramp_iters: int = 30
     """Iterations over which the noise grows to `noise_std`."""
+    curriculum: list[StageConfig] = field(default_factory=list)
+    """Stages of training, in order; empty trains on max_n_segments from the start."""
+    constant_tokens: bool = True
+    """Cut a window into floor(S / n) windows of n segments; false takes its first n only."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +140,7 @@ class DataConfig:
     mean_span_length: float = 1.0
     """Mean length of masked spans in tokens (geometric); 1 masks single tokens."""
     seed: int = 1234
-    """Seed of sample order, window phase and masks."""
+    """Seed of sample order, window phase, masks and numbers of segments."""
     num_workers: int = 0
     """Loader processes a rank; 0 loads in the training process."""
 
@@ -144,7 +178,7 @@ class TrainConfig:
     global_batch_size: int = 32
     """Samples of one optimizer step, over all ranks and accumulation steps."""
     seed: int = 1234
-    """Seed of the initial weights, the same at every parallel layout."""
+    """Seed of the initial weights and memory noise, the same at every parallel layout."""
     output_dir: str = "runs/default"
     """Where everything the run makes goes."""
     precision: str = "bf16"
@@ -199,6 +233,10 @@ class CheckpointConfig:
     """Save every so many iterations, and at the end; 0 only at the end."""
     keep_last: int = 3
     """Newest complete checkpoints to keep; 0 keeps all."""
+    load: str | None = None
+    """Start from the weights of this checkpoint (or newest of this run); memory may be new."""
+    load_optimizer: bool = False
+    """Take over the optimizer's state from `load` too, else it starts afresh."""
 
 
 @dataclass(frozen=True)

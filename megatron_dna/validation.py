@@ -14,6 +14,7 @@ from megatron_dna.config import (
     DataConfig,
     MemoryConfig,
     ModelConfig,
+    UntilConfig,
 )
 
 
@@ -62,6 +63,8 @@ def validate(config: Config, world_size: int) -> None:
     _validate_data(config.data)
     _validate_parallel(config)
     _validate_training(config)
+    _validate_stages_fit(config)
+    _validate_load(config)
     replicas = data_parallel_size(config, world_size)
     train = config.train
     step = train.micro_batch_size * replicas
@@ -109,7 +112,75 @@ def _validate_memory(memory: MemoryConfig, data_kind: str) -> None:
         f"must be -1 (all) or lie between 1 and memory.max_n_segments ({segments})",
     )  # fmt: skip
     _require_one_of("memory.update", memory.update, ("plain", "binary"))
-    _require(memory.noise_std >= 0, "memory.noise_std", memory.noise_std, "must not be negative")
+    _validate_noise(memory)
+    for number in range(len(memory.curriculum)):
+        _validate_stage(memory, number)
+
+
+def _validate_noise(memory: MemoryConfig) -> None:
+    std, start = memory.noise_std, memory.noise_start
+    _require(std >= 0, "memory.noise_std", std, "must not be negative")
+    _require(
+        std == 0 or memory.num_mem_tokens > 0, "memory.noise_std", std,
+        "needs memory.num_mem_tokens > 0",
+    )  # fmt: skip
+    last = max(0, len(memory.curriculum) - 1)
+    _require(
+        0 <= start <= last, "memory.noise_start", start,
+        f"must be a stage of memory.curriculum (0 to {last})",
+    )  # fmt: skip
+    ramp = memory.noise_ramp_iters
+    _require(ramp >= 0, "memory.noise_ramp_iters", ramp, "must not be negative")
+
+
+def _validate_stage(memory: MemoryConfig, number: int) -> None:
+    stage, key = memory.curriculum[number], f"memory.curriculum[{number}]"
+    segments, longest = stage.n_segments, memory.max_n_segments
+    _require(
+        1 <= segments <= longest, f"{key}.n_segments", segments,
+        f"must lie between 1 and memory.max_n_segments ({longest})",
+    )  # fmt: skip
+    _require(
+        segments >= memory.bptt_depth, f"{key}.n_segments", segments,
+        f"must not be below memory.bptt_depth ({memory.bptt_depth})",
+        "lower memory.bptt_depth, or set it to -1 (all segments)",
+    )  # fmt: skip
+    ends = [stage.train_iters, stage.until]
+    is_last = number == len(memory.curriculum) - 1
+    _require(
+        ends.count(None) == 1 or (is_last and ends.count(None) == 2), key,
+        f"train_iters {stage.train_iters}, until {'set' if stage.until else None}",
+        "must have exactly one of train_iters and until" + (" or none" if is_last else ""),
+    )  # fmt: skip
+    if stage.train_iters is not None:
+        _require_positive(key, stage, "train_iters")
+    if stage.lr is not None:
+        _require_positive(key, stage, "lr")
+    _require(
+        0 <= stage.vary_n_segments <= 1, f"{key}.vary_n_segments", stage.vary_n_segments,
+        "must lie between 0 and 1: it is a share of the batches",
+    )  # fmt: skip
+    if stage.until is not None:
+        _validate_until(f"{key}.until", stage.until)
+
+
+def _validate_until(key: str, until: UntilConfig) -> None:
+    metrics = ("train/loss", "train/accuracy", "valid/loss", "valid/accuracy")
+    _require_one_of(f"{key}.metric", until.metric, metrics)
+    _require_positive(key, until, "window")
+    _require(
+        until.threshold is not None or until.patience is not None, f"{key}.threshold", None,
+        "or patience must be given", "a threshold ends the stage at a value, patience on a plateau",
+    )  # fmt: skip
+    if until.threshold is not None:
+        is_share = until.metric.endswith("/accuracy")
+        _require(
+            0 < until.threshold and (until.threshold <= 1 or not is_share),
+            f"{key}.threshold", until.threshold,
+            "must lie between 0 and 1" if is_share else "must be positive",
+        )  # fmt: skip
+    if until.patience is not None:
+        _require_positive(key, until, "patience")
 
 
 def _validate_data(data: DataConfig) -> None:
@@ -245,3 +316,32 @@ def _validate_training(config: Config) -> None:
     _require_positive("logging", config.logging, "log_interval")
     levels = ("DEBUG", "INFO", "WARNING", "ERROR")
     _require_one_of("logging.level", config.logging.level, levels)
+
+
+def _validate_stages_fit(config: Config) -> None:
+    """What a stage needs from other sections."""
+    for number, stage in enumerate(config.memory.curriculum):
+        key = f"memory.curriculum[{number}]"
+        least = config.scheduler.min_lr
+        _require(
+            stage.lr is None or stage.lr >= least, f"{key}.lr", stage.lr,
+            f"must not be below scheduler.min_lr ({least})",
+        )  # fmt: skip
+        if stage.until is not None and stage.until.metric.startswith("valid/"):
+            _require(
+                bool(config.data.valid) and config.train.eval_interval > 0,
+                f"{key}.until.metric", stage.until.metric,
+                "needs data.valid and train.eval_interval > 0",
+            )  # fmt: skip
+
+
+def _validate_load(config: Config) -> None:
+    load = config.checkpoint.load
+    _require(
+        load is None or Path(load).is_dir(), "checkpoint.load", load, "is not a folder",
+        "give an iter_... folder, or a run's output folder for its newest checkpoint",
+    )  # fmt: skip
+    _require(
+        load is not None or not config.checkpoint.load_optimizer,
+        "checkpoint.load_optimizer", True, "needs checkpoint.load",
+    )  # fmt: skip

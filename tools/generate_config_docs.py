@@ -80,6 +80,12 @@ def render() -> str:
     for name, owner in sections.items():
         assert isinstance(owner, type)
         parts.append(f"## {name}\n\n{inspect.getdoc(owner)}\n\n{table(owner, f'{name}.')}\n")
+        if owner is config.MemoryConfig:
+            for heading, entry in (
+                ("Each entry of `memory.curriculum`", config.StageConfig),
+                ("Each `until` of a stage", config.UntilConfig),
+            ):
+                parts.append(f"{heading}. {inspect.getdoc(entry)}\n\n{table(entry, '')}\n")
         if owner is config.DataConfig:
             parts.append(
                 f"Each entry of `data.train` and `data.valid`:\n\n{table(config.BlendSource, '')}\n"

@@ -14,14 +14,34 @@ class Interval:
     """Cross-entropy of all masked tokens, in nats."""
     num_masked: int = 0
     """Masked tokens."""
-    num_samples: int = 0
-    """Windows read."""
+    num_correct: int = 0
+    """Of these, predicted correctly; counted only where a stage's `until` needs it."""
+    num_segments: int = 0
+    """Segments computed, over all ranks."""
     num_tokens: int = 0
     """Content tokens read."""
     num_bases: int = 0
     """Bases they spell."""
     seconds: float = 0.0
     """Wall time of the training steps."""
+
+
+@dataclass
+class CurriculumState:
+    """Where a run is in `memory.curriculum`, and what decides when the stage ends."""
+
+    stage: int = 0
+    """Number of the stage, from 0."""
+    iterations: int = 0
+    """Steps taken in it."""
+    window: list[list[float]] = field(default_factory=list)
+    """The last values of the stage's metric, oldest first, each [sum, count]."""
+    best: float | None = None
+    """Best mean over a full window in this stage."""
+    since_best: int = 0
+    """Values since then."""
+    noise_iterations: int = 0
+    """Steps taken since stage `memory.noise_start` began."""
 
 
 @dataclass
@@ -40,6 +60,8 @@ class TrainState:
     """Of the tokenizer.json that the ids come from."""
     interval: Interval = field(default_factory=Interval)
     """What the next line of training metrics is made of."""
+    curriculum: CurriculumState = field(default_factory=CurriculumState)
+    """Where the run is in its curriculum."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -50,10 +72,12 @@ class TrainState:
         """The inverse; what is not stored keeps its default, what is not known is left out.
 
         Raises:
-            TypeError: `stored` or its `interval` is not a mapping.
+            TypeError: `stored` or a part of it is not a mapping.
         """
         known = _known(cls, stored)
-        return cls(**{**known, "interval": Interval(**_known(Interval, known.get("interval", {})))})
+        for name, part in (("interval", Interval), ("curriculum", CurriculumState)):
+            known[name] = part(**_known(part, known.get(name, {})))
+        return cls(**known)
 
 
 def _known(kind: type, stored: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 Split = Literal["train", "valid"]
 
+FRAME_TOKENS = 2
+"""[CLS] and [SEP] of a segment."""
+
 _STREAMS: dict[Split, int] = {"train": 0, "valid": 1}
 
 
@@ -51,10 +54,14 @@ class Batch:
     """int64 [S, micro_batch, k] original ids at those positions; unused slots 0."""
     loss_mask: Tensor
     """float32 [S, micro_batch, k] 1 for used slots, 0 for unused."""
-    num_tokens: int
-    """Content tokens of the micro-batch: no frame, no padding."""
-    num_bases: int
-    """Bases they spell."""
+    num_tokens: Tensor
+    """int64 [S, micro_batch] content tokens: no frame, no padding."""
+    num_bases: Tensor
+    """int64 [S, micro_batch] bases they spell."""
+    samples: Tensor
+    """int64 [micro_batch] sample numbers."""
+    first_segment: int = 0
+    """Segments of the samples' windows that were cut off before this part of them."""
 
 
 def build_loader(
@@ -250,8 +257,9 @@ def to_batch(segments: MaskedSegments) -> Batch:
         masked_positions=torch.from_numpy(segments.masked_positions),
         labels=torch.from_numpy(segments.labels),
         loss_mask=torch.from_numpy(segments.loss_mask),
-        num_tokens=segments.num_tokens,
-        num_bases=segments.num_bases,
+        num_tokens=num_real.long() - FRAME_TOKENS,
+        num_bases=torch.from_numpy(segments.num_bases),
+        samples=torch.from_numpy(segments.samples),
     )
 
 

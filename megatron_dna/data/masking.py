@@ -47,10 +47,10 @@ class MaskedSegments:
     """[S, B, k] 1 for used slots, 0 for unused."""
     num_real: npt.NDArray[np.int32]
     """[S, B] positions before the padding."""
-    num_tokens: int
-    """Content tokens of the micro-batch: no frame, no padding."""
-    num_bases: int
-    """Bases they spell."""
+    num_bases: npt.NDArray[np.int64]
+    """[S, B] bases that the content tokens (no frame, no padding) spell."""
+    samples: npt.NDArray[np.int64]
+    """[B] sample numbers."""
 
 
 class Masker:
@@ -109,10 +109,11 @@ class Masker:
             "labels": np.empty(slots, np.int64),
             "loss_mask": np.empty(slots, np.float32),
             "num_real": np.empty(rows, np.int32),
+            "num_bases": np.empty(rows, np.int64),
         }
-        num_tokens, num_bases, bad_id, bad_slot = self._masker.write(
+        bad_id, bad_slot = self._masker.write(
             windows, samples, num_segments=self._num_segments, **arrays
         )
         if bad_id is not None:
             raise VocabularyError(bad_id, self._vocab_size, bad_slot)
-        return MaskedSegments(**arrays, num_tokens=num_tokens, num_bases=num_bases)
+        return MaskedSegments(**arrays, samples=samples)

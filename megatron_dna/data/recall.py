@@ -92,29 +92,28 @@ class RecallTask:
         ids = np.empty((len(segments), len(samples), size), np.int64)
         positions, labels = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
         loss_mask = np.zeros(slots, np.float32)
-        num_markers = 0
+        num_bases = np.full(ids.shape[:2], size - 2, np.int64)
         for row, segment in enumerate(segments):
             ids[row, :, 0], ids[row, :, -1] = CLS_ID, SEP_ID
             ids[row, :, 1:-1] = self._draw(samples, segment + 1, size - 2)
             if segment == 0:
                 ids[row, :, BARCODE_POSITION - 1] = WRITE_ID
                 ids[row, :, BARCODE_POSITION : BARCODE_POSITION + k] = self.barcodes(samples)
-                num_markers += 1
+                num_bases[row] -= 1
             if segment == num_segments - 1:
                 asked = np.arange(size - 1 - k, size - 1)
                 ids[row, :, asked[0] - 1], ids[row, :, asked] = READ_ID, MASK_ID
                 positions[row], loss_mask[row] = asked, 1
                 labels[row] = self.barcodes(samples)
-                num_markers += 1
-        num_tokens = len(segments) * (size - 2) * len(samples)
+                num_bases[row] -= 1
         return MaskedSegments(
             input_ids=ids,
             masked_positions=positions,
             labels=labels,
             loss_mask=loss_mask,
             num_real=np.full(ids.shape[:2], size, np.int32),
-            num_tokens=num_tokens,
-            num_bases=num_tokens - num_markers * len(samples),
+            num_bases=num_bases,
+            samples=samples,
         )
 
     def _draw(

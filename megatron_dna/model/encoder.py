@@ -24,6 +24,7 @@ from torch import Tensor
 from megatron_dna.config import Config, MemoryConfig, ModelConfig
 from megatron_dna.model.head import (
     PredictionHead,
+    likeliest_ids,
     masked_cross_entropy,
     select_positions,
     without_padding_ids,
@@ -142,6 +143,8 @@ class StageOutput(NamedTuple):
     """Last stage, with labels: cross-entropy in nats, fp32 [micro_batch, k]."""
     logits: Tensor | None = None
     """Last stage, without labels: [micro_batch, k, vocab], gathered over TP."""
+    predictions: Tensor | None = None
+    """Last stage, with labels and where asked for: likeliest ids, [micro_batch, k]."""
     new_memory: Tensor | None = None
     """Last stage, where M > 0: memory for the next segment, [M, micro_batch, hidden]."""
 
@@ -223,6 +226,7 @@ class DnaBert(LanguageModule):
         labels: Tensor | None = None,
         memory: Tensor | None = None,
         noise: Tensor | None = None,
+        predict: bool = False,
     ) -> StageOutput:
         """Run the stage on one segment of each sample.
 
@@ -233,10 +237,11 @@ class DnaBert(LanguageModule):
             labels: [micro_batch, k], original ids.
             memory: [M, micro_batch, hidden] that the segment before left; None at a window's start.
             noise: [M, micro_batch, hidden] added to the new memory before its update.
+            predict: with labels, also return `predictions`.
 
         Returns:
             Before the last stage `hidden` only. On the last, `new_memory` (where M > 0) and
-            `losses`, or without `labels` the `logits`.
+            `losses` (and `predictions`), or without `labels` the `logits`.
         """
         padding = None
         if attention_mask is not None:
@@ -262,8 +267,10 @@ class DnaBert(LanguageModule):
             new_memory = self.update_memory(hidden[: self.num_mem_tokens], noise)
         logits = self._logits(hidden, masked_positions + self.num_mem_tokens)
         if labels is not None:
+            # Before the loss, which works on the logits in place.
+            ids = likeliest_ids(logits, self.vocab_start, self.tp_group) if predict else None
             losses = masked_cross_entropy(logits, labels)
-            return StageOutput(losses=losses, new_memory=new_memory)
+            return StageOutput(losses=losses, predictions=ids, new_memory=new_memory)
         gathered = tensor_parallel.gather_from_tensor_model_parallel_region(
             logits, group=self.tp_group
         )

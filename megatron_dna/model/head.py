@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.transformer.module import MegatronModule
@@ -74,3 +75,27 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits.float(), labels.t().contiguous()
     )
     return losses.t()
+
+
+@torch.no_grad()
+def likeliest_ids(logits: Tensor, vocab_start: int, tp_group: dist.ProcessGroup) -> Tensor:
+    """The likeliest id at each position, over a vocabulary that is split over TP.
+
+    Gathers one score and one id a rank and position instead of all logits.
+
+    Args:
+        logits: [k, micro_batch, padded_vocab / tp], this TP rank's columns.
+        vocab_start: id of the first column.
+        tp_group: the ranks that share the vocabulary.
+
+    Returns:
+        int64 [micro_batch, k], the same on every TP rank.
+    """
+    best, ids = logits.max(dim=-1, keepdim=True)
+    every_best = tensor_parallel.gather_from_tensor_model_parallel_region(best, group=tp_group)
+    every_id = tensor_parallel.gather_from_tensor_model_parallel_region(
+        ids + vocab_start, group=tp_group
+    )
+    winner = every_best.argmax(dim=-1, keepdim=True)
+    chosen: Tensor = every_id.gather(-1, winner)
+    return chosen.squeeze(-1).t()

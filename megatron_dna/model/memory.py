@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 STRAIGHT_THROUGH_SLOPE = 1.5
 """`binary` passes back the gradient of tanh(1.5 h)."""
+
+_NOISE_PURPOSE = 5
+"""Second word of the Philox key; see csrc/philox.hpp."""
 
 
 class _Sign(torch.autograd.Function):
@@ -40,7 +44,7 @@ class _Sign(torch.autograd.Function):
 
 def plain_update(hidden: Tensor, noise: Tensor | None) -> Tensor:
     """The published RMT: final-norm states as they are (and noise, if any)."""
-    return hidden if noise is None else hidden + noise
+    return hidden if noise is None else hidden + noise.to(hidden.dtype)
 
 
 def binary_update(hidden: Tensor, noise: Tensor | None) -> Tensor:
@@ -56,20 +60,33 @@ MEMORY_UPDATES: dict[str, MemoryUpdate] = {"plain": plain_update, "binary": bina
 
 
 def memory_noise(
-    std: float, seed: int, samples: Tensor, segment: int, num_mem_tokens: int, hidden_size: int
+    std: float,
+    seed: int,
+    iteration: int,
+    samples: Tensor,
+    segment: int,
+    num_mem_tokens: int,
+    hidden_size: int,
 ) -> Tensor:
-    """Gaussian noise [M, micro_batch, hidden] that depends on sample and segment, not on layout.
+    """Gaussian noise, fp32 [M, micro_batch, hidden].
+
+    Philox keyed by (seed, purpose) and counted by (iteration, sample, segment): the same at every
+    layout, machine and after every resume.
 
     Args:
         std: standard deviation.
-        seed: of the run and iteration.
+        seed: of the run.
+        iteration: number of the step.
         samples: [micro_batch], numbers of the samples.
-        segment: number of the segment in its window.
+        segment: number of the segment in the sample's whole window.
         num_mem_tokens: M.
         hidden_size: width.
     """
+    key = np.array([seed % 2**64, _NOISE_PURPOSE], np.uint64)
+    shape = (num_mem_tokens, hidden_size)
     columns = []
     for sample in samples.tolist():
-        generator = torch.Generator().manual_seed(hash((seed, sample, segment)) & (2**63 - 1))
-        columns.append(torch.randn(num_mem_tokens, hidden_size, generator=generator))
+        counter = np.array([0, iteration, sample, segment], np.uint64)
+        generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
+        columns.append(torch.from_numpy(generator.standard_normal(shape, np.float32)))
     return std * torch.stack(columns, dim=1)

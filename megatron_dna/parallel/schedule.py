@@ -1,9 +1,10 @@
 """The order of work over segments: a pure function, and a clock to look at it.
 
 Segments of a window depend on each other through the memory: segment s + 1 can start when s has
-left the last stage. So the order is segment-major: all N micro-batches of segment 0, then of segment
-1, and so on; while the memory of the first micro-batch travels back to the first stage, others keep
-the stages busy. Backpropagation goes through groups of W segments, in exact reverse order.
+left the last stage. So the order is segment-major: all N micro-batches of segment 0, then of
+segment 1, and so on; while the memory of the first micro-batch travels back to the first stage,
+others keep the stages busy. Backpropagation goes through groups of W segments, in exact reverse
+order.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class SegmentSchedule:
     @property
     def group_size(self) -> int:
         """W as a number of segments."""
-        return self.num_segments if self.bptt_depth == -1 else self.bptt_depth
+        if self.bptt_depth == -1:
+            return self.num_segments
+        return min(self.bptt_depth, self.num_segments)
 
     def groups(self) -> Iterator[range]:
         """Consecutive groups of segments; the last may be shorter."""

@@ -30,7 +30,7 @@ class StepResult:
     num_masked: int
     """Masked tokens."""
     num_correct: int
-    """Masked tokens whose likeliest id is the right one; counted in evaluation only."""
+    """Masked tokens whose likeliest id is the right one; in training only counted where asked."""
     num_masked_bases: int
     """Bases that the masked tokens spell."""
     num_tokens: int
@@ -50,6 +50,7 @@ class StageOutput(Protocol):
     hidden: Tensor | None
     losses: Tensor | None
     logits: Tensor | None
+    predictions: Tensor | None
     new_memory: Tensor | None
 
 
@@ -62,6 +63,7 @@ def run_step(
     num_microbatches: int,
     forward_only: bool = False,
     noise: MemoryNoise | None = None,
+    count_correct: bool = False,
 ) -> StepResult:
     """Compute `num_microbatches` micro-batches and leave the gradients of the mean loss in place.
 
@@ -78,8 +80,11 @@ def run_step(
         num_microbatches: micro-batches to take.
         forward_only: evaluate instead of train.
         noise: added to new memory before its update.
+        count_correct: count correct predictions in training too.
     """
-    step = _Step(model, token_lengths, forward_only, noise)
+    # Memory is made by the last stage.
+    noise = noise if topology.is_last_stage else None
+    step = _Step(model, token_lengths, forward_only, noise, count_correct)
     windows = list(itertools.islice(batches, num_microbatches))
     num_segments = windows[0].input_ids.shape[0]
     if num_segments == 1:
@@ -112,24 +117,30 @@ class _Step:
         token_lengths: Tensor,
         forward_only: bool,
         noise: MemoryNoise | None,
+        count_correct: bool,
     ) -> None:
         self.model = model
         self.token_lengths = token_lengths
         self.forward_only = forward_only
         self.noise = noise
+        self.count_correct = count_correct
         self.sums = torch.zeros(6, dtype=torch.float64, device=token_lengths.device)
 
     def forward(self, batch: Batch, segment: int, memory: Tensor | None) -> StageOutput:
         """The stage's output for `segment` of `batch`."""
         device = self.token_lengths.device
         mask = batch.attention_mask
+        # What the last segment leaves is not used.
+        is_last = segment == len(batch.input_ids) - 1
+        noise = None if self.noise is None or is_last else self.noise(batch, segment).to(device)
         return self.model(
             batch.input_ids[segment].to(device),
             None if mask is None else mask[segment].to(device),
             batch.masked_positions[segment].to(device),
             None if self.forward_only else batch.labels[segment].to(device),
             memory=memory,
-            noise=None if self.noise is None else self.noise(batch, segment).to(device),
+            noise=noise,
+            predict=self.count_correct,
         )
 
     def loss_sum(self, output: StageOutput, batch: Batch, segment: int) -> tuple[Tensor, Tensor]:
@@ -137,19 +148,23 @@ class _Step:
         device = self.token_lengths.device
         labels = batch.labels[segment].to(device)
         loss_mask = batch.loss_mask[segment].to(device)
-        losses, correct = output.losses, torch.zeros_like(loss_mask)
+        losses, predictions = output.losses, output.predictions
         if output.logits is not None:
             losses = F.cross_entropy(
                 output.logits.float().flatten(0, 1), labels.flatten(), reduction="none"
             ).view_as(loss_mask)
-            correct = (output.logits.argmax(-1) == labels) * loss_mask
+            predictions = output.logits.argmax(-1)
+        correct = torch.zeros_like(loss_mask)
+        if predictions is not None:
+            correct = (predictions == labels) * loss_mask
+        assert losses is not None
         loss_sum = (losses * loss_mask).sum()
         num_masked = loss_mask.sum()
         masked_bases = (self.token_lengths[labels] * loss_mask).sum()
         counted = torch.stack((loss_sum.detach(), num_masked, correct.sum(), masked_bases))
         self.sums[:4] += counted.double()
-        if segment == 0:
-            self.sums[4:] += torch.tensor([batch.num_tokens, batch.num_bases], device=device)
+        read = torch.stack((batch.num_tokens[segment].sum(), batch.num_bases[segment].sum()))
+        self.sums[4:] += read.to(device)
         return loss_sum, num_masked.int()
 
     def megatron_forward_step(

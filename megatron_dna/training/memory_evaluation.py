@@ -24,6 +24,7 @@ from torch import Tensor
 from megatron_dna.config import Config
 from megatron_dna.data.loader import Batch, RecallBatches, build_loader, to_batch
 from megatron_dna.data.recall import RecallTask
+from megatron_dna.data.split import split_windows
 from megatron_dna.parallel.engine import SegmentEngine, StageResult
 from megatron_dna.parallel.schedule import SegmentSchedule, Task
 from megatron_dna.parallel.topology import sum_over_world
@@ -135,24 +136,15 @@ class _Segments(Protocol):
 
 @dataclass(frozen=True)
 class _LoadedSegments:
-    """Of windows in memory."""
+    """Of windows in memory, cut."""
 
-    windows: list[Batch]
+    windows: list[list[Batch]]
 
     def segment(self, task: Task) -> Batch:
-        window, rows = self.windows[task.micro_batch], slice(task.segment, task.segment + 1)
-        mask = window.attention_mask
-        return dataclasses.replace(
-            window,
-            input_ids=window.input_ids[rows],
-            attention_mask=None if mask is None else mask[rows],
-            masked_positions=window.masked_positions[rows],
-            labels=window.labels[rows],
-            loss_mask=window.loss_mask[rows],
-        )
+        return self.windows[task.micro_batch][task.segment]
 
     def has_masks(self, task: Task) -> bool:
-        return bool(self.windows[task.micro_batch].loss_mask[task.segment].any())
+        return bool(self.segment(task).loss_mask.any())
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ class _Windows:
             numbers = self._loader.sample_numbers()
             samples = [next(numbers) for _ in range(count)]
             return _RecallSegments(self._loader.task, samples, self._num_segments)
-        return _LoadedSegments([next(self._loader) for _ in range(count)])
+        return _LoadedSegments([split_windows(next(self._loader), 1) for _ in range(count)])
 
 
 class _Scorer:

@@ -85,6 +85,7 @@ def plot_memory(
         )  # fmt: skip
     if chance is not None:
         axes[0].axhline(chance, color="gray", linestyle=":", label="chance")
+        axes[0].set_ylim(-0.03, 1.03)
     axes[0].set_xscale("log", base=2)
     axes[0].set_xlabel("segments of a window")
     axes[0].set_ylabel(label)

@@ -52,7 +52,7 @@ def batches(config: Config, first: int, dp_rank: int, dp_size: int) -> Iterator[
             ids, positions, labels = (
                 torch.stack(part)[None] for part in zip(*samples, strict=True)
             )
-            tokens = ids.numel() - 2 * size
+            tokens = torch.full((1, size), ids.shape[-1] - 2)
             yield Batch(
                 input_ids=ids,
                 attention_mask=None,
@@ -61,6 +61,7 @@ def batches(config: Config, first: int, dp_rank: int, dp_size: int) -> Iterator[
                 loss_mask=torch.ones(labels.shape),
                 num_tokens=tokens,
                 num_bases=3 * tokens,
+                samples=torch.arange(first + start, first + start + size),
             )
         first += config.train.global_batch_size
 

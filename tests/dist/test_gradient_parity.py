@@ -62,8 +62,9 @@ def _batches(config: Config, dp_rank: int, dp_size: int) -> Iterator[Batch]:
             masked_positions=positions,
             labels=labels,
             loss_mask=loss_mask,
-            num_tokens=int(mask.sum()),
-            num_bases=int(mask.sum()) * 3,
+            num_tokens=mask.sum(-1),
+            num_bases=mask.sum(-1) * 3,
+            samples=torch.arange(first, first + size),
         )
 
 

@@ -50,7 +50,9 @@ def _batches(config: Config, dp_rank: int, dp_size: int) -> Iterator[Batch]:
     for first in range(dp_rank * size, config.train.global_batch_size, dp_size * size):
         samples = [_sample(first + i, config.memory.max_n_segments) for i in range(size)]
         columns = [torch.stack(column, dim=1) for column in zip(*samples, strict=True)]
-        yield Batch(*columns, num_tokens=1, num_bases=1)
+        counts = columns[1].sum(-1)
+        numbers = torch.arange(first, first + size)
+        yield Batch(*columns, num_tokens=counts, num_bases=counts, samples=numbers)
 
 
 def reference(
@@ -59,7 +61,10 @@ def reference(
     """The computation as the method defines it, one process, one sample at a time."""
     shape, memory = config.model, config.memory
     kinds = ["sliding_attention" if i % 2 else "full_attention" for i in range(shape.num_layers)]
-    thetas = {"full_attention": shape.global_rope_theta, "sliding_attention": shape.local_rope_theta}
+    thetas = {
+        "full_attention": shape.global_rope_theta,
+        "sliding_attention": shape.local_rope_theta,
+    }
     model = ModernBertForMaskedLM(
         ModernBertConfig(
             vocab_size=VOCAB, hidden_size=shape.hidden_size, num_attention_heads=HEADS,

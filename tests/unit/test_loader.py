@@ -108,8 +108,8 @@ def test_samples_are_stretches_of_the_documents(files, segments):
             assert not is_real.all()
             assert torch.equal(batch.attention_mask, is_real)
         ids = [np.array(window, int) for window in windows_of([batch])]
-        assert batch.num_tokens == sum(map(len, ids))
-        assert batch.num_bases == sum(int(tokenizer.token_lengths[i].sum()) for i in ids)
+        assert batch.num_tokens.sum() == sum(map(len, ids))
+        assert batch.num_bases.sum() == sum(int(tokenizer.token_lengths[i].sum()) for i in ids)
         for window in ids:
             stretch = " " + " ".join(map(str, window)) + " "
             found = [n for n, docs in text.items() if any(stretch in doc for doc in docs)]
