@@ -175,7 +175,7 @@ def _validate_until(key: str, until: UntilConfig) -> None:
     if until.threshold is not None:
         is_share = until.metric.endswith("/accuracy")
         _require(
-            0 < until.threshold and (until.threshold <= 1 or not is_share),
+            until.threshold > 0 and (until.threshold <= 1 or not is_share),
             f"{key}.threshold", until.threshold,
             "must lie between 0 and 1" if is_share else "must be positive",
         )  # fmt: skip

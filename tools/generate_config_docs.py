@@ -85,7 +85,7 @@ def render() -> str:
                 ("Each entry of `memory.curriculum`", config.StageConfig),
                 ("Each `until` of a stage", config.UntilConfig),
             ):
-                parts.append(f"{heading}. {inspect.getdoc(entry)}\n\n{table(entry, '')}\n")
+                parts.append(f"{heading}:\n\n{table(entry, '')}\n")
         if owner is config.DataConfig:
             parts.append(
                 f"Each entry of `data.train` and `data.valid`:\n\n{table(config.BlendSource, '')}\n"

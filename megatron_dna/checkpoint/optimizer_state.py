@@ -111,8 +111,16 @@ class StateToLoad:
         optimizer: MegatronOptimizer,
         model_tensors: dict[str, Any],
         stored: Collection[str],
+        absent: Collection[str] = (),
     ) -> None:
-        """`stored`: names of the tensors in the checkpoint. The model is loaded already."""
+        """Describe what to load; the model is loaded already.
+
+        Args:
+            optimizer: Megatron's optimizer.
+            model_tensors: the model's description, holding the very parameters.
+            stored: names of the tensors in the checkpoint.
+            absent: model tensors that it lacks; their moments start from zero.
+        """
         self._optimizer = optimizer
         self._weights = {value.key: value.data for value in nested_values(model_tensors)}
         self._described = describe(optimizer, model_tensors, is_loading=True)
@@ -122,6 +130,8 @@ class StateToLoad:
             for number, entry in state.items():
                 for name, value in entry.items():
                     key = value.key.removeprefix(f"{_PREFIX}.{name}.")
+                    if key in absent:
+                        continue  # as Adam begins
                     if name == "param":
                         if self._weights[key].dtype == torch.float32:
                             continue  # it is the model's own
@@ -143,7 +153,10 @@ class StateToLoad:
                 for name, value in entry.items():
                     key = value.key.removeprefix(f"{_PREFIX}.{name}.")
                     tensor = loaded.get(f"{index}/{number}/{name}")
-                    state[number][name] = self._weights[key] if tensor is None else tensor
+                    if tensor is None:  # the weight is the model's own, a new moment zero
+                        weight = self._weights[key]
+                        tensor = weight if name == "param" else torch.zeros_like(weight)
+                    state[number][name] = tensor
             with _without_step(part):
                 part.load_parameter_state_from_fully_reshardable(state)
         for label, target in self._targets.items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,7 @@ def load_checkpoint(
     model: torch.nn.Module,
     optimizer: MegatronOptimizer | None = None,
     verify: bool = True,
+    may_be_new: Collection[str] = (),
 ) -> TrainState:
     """Load a checkpoint into the model and optimizer. Every rank calls this.
 
@@ -243,6 +245,8 @@ def load_checkpoint(
         model: this rank's pipeline stage (wrapped in DDP or not).
         optimizer: None loads weights only.
         verify: compare all files with the manifest first.
+        may_be_new: tensors of the model that the checkpoint may lack: they stay as they are, with
+            moments of zero.
 
     Returns:
         The state stored with it.
@@ -256,22 +260,29 @@ def load_checkpoint(
     manifest, state, shapes = on_first_rank(
         lambda: (folders.read_manifest(folder), read_train_state(folder), read_shapes(folder))
     )
-    _load_model(folder, model, shapes)
+    absent = {name for name in may_be_new if name not in shapes}
+    _load_model(folder, model, shapes, absent)
     if optimizer is None:
         return state
     if not manifest["has_optimizer"]:
         logger.warning("checkpoint %s has weights only: the optimizer starts afresh", folder)
         optimizer.reload_model_params()
         return state
-    wanted = StateToLoad(optimizer, _model_tensors(model), shapes)
+    wanted = StateToLoad(optimizer, _model_tensors(model), shapes, absent)
     loaded = _load_tensors(folder, wanted.tensors, shapes)
     wanted.take_over(loaded, int(manifest["optimizer_step"]))
     return state
 
 
 @torch.no_grad()
-def _load_model(folder: Path, model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    tensors = _model_tensors(model)
+def _load_model(
+    folder: Path,
+    model: torch.nn.Module,
+    shapes: dict[str, tuple[int, ...]],
+    absent: Collection[str],
+) -> None:
+    described = _model_tensors(model).items()
+    tensors = {name: value for name, value in described if value.key not in absent}
     targets = {name: value.data for name, value in tensors.items()}
     for name, value in tensors.items():
         if value.data.dtype == torch.float32:

@@ -15,7 +15,9 @@ class Interval:
     num_masked: int = 0
     """Masked tokens."""
     num_correct: int = 0
-    """Of these, predicted correctly; counted only where a stage's `until` needs it."""
+    """Masked tokens predicted correctly; counted only where a stage's `until` needs it."""
+    num_predicted: int = 0
+    """Masked tokens among which these were counted."""
     num_segments: int = 0
     """Segments computed, over all ranks."""
     num_tokens: int = 0

@@ -91,8 +91,8 @@ def _start_wandb(project: str, output_dir: Path) -> Any:
     return wandb.init(project=project, dir=str(output_dir), resume="allow", id=output_dir.name)
 
 
-def flops_per_window(config: Config, vocab_size: int) -> float:
-    """Model FLOPs of a training step (forward and backward) for one window.
+def flops_per_segment(config: Config, vocab_size: int) -> float:
+    """Model FLOPs of a training step (forward and backward) for one segment of one sample.
 
     A multiply-add counts as two, the backward pass as twice the forward. Counted are the matrix
     products: projections, GeGLU, attention (within the window only in local layers), and the head
@@ -107,7 +107,7 @@ def flops_per_window(config: Config, vocab_size: int) -> float:
     attention = 4 * seq * hidden * (num_global * seq + num_local * local_span)
     head = 2 * config.num_masked_tokens * (hidden * hidden + hidden * vocab_size)
     forward = model.num_layers * dense + attention + head
-    return 3.0 * config.memory.max_n_segments * forward
+    return 3.0 * forward
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -124,13 +124,13 @@ def throughput(
     device_name: str,
     world_size: int,
     *,
-    num_windows: int,
+    num_segments: int,
     num_tokens: int,
     num_bases: int,
     seconds: float,
 ) -> dict[str, float]:
     """Rates over `seconds` of training, for the whole run except TFLOP/s and MFU: a device."""
-    flops_per_second = flops_per_window(config, vocab_size) * num_windows / seconds / world_size
+    flops_per_second = flops_per_segment(config, vocab_size) * num_segments / seconds / world_size
     rates = {
         "train/tokens_per_second": num_tokens / seconds,
         "train/bases_per_second": num_bases / seconds,

@@ -74,6 +74,13 @@ def build_scheduler(config: Config, optimizer: MegatronOptimizer) -> OptimizerPa
     )
 
 
+def set_peak_learning_rate(scheduler: OptimizerParamScheduler, peak: float) -> None:
+    """Let warm-up and decay lead to and from `peak` from here on, whatever went before."""
+    for group in scheduler.optimizer.param_groups:
+        group["max_lr"] = peak
+    scheduler.step(0)
+
+
 def wsd_decay_iters(scheduler: SchedulerConfig, decay_iters: int) -> int:
     """Length of the final decay of `WSD`, within what the warm-up leaves."""
     wanted = scheduler.lr_wsd_decay_iters or max(1, decay_iters // 10)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_dna.training.metrics import read_records
@@ -36,6 +37,7 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
         points = [(record["iteration"], record[key]) for record in records if key in record]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+    _draw_stages(axes, records)
     for name, loss in (baselines or {}).items():
         axes.axhline(loss, linestyle="--", linewidth=1, color="gray")
         axes.annotate(
@@ -109,3 +111,18 @@ def _save(figure: Figure, output: Path) -> None:
     figure.savefig(partial, dpi=140)
     Path(partial).chmod(0o644)
     Path(partial).replace(output)
+
+
+def _draw_stages(axes: Axes, records: list[dict[str, Any]]) -> None:
+    """A vertical line where a stage of the curriculum begins, with its number of segments."""
+    stage = 0
+    for record in records:
+        if record.get("train/curriculum_stage", stage) == stage:
+            continue
+        stage = record["train/curriculum_stage"]
+        axes.axvline(record["iteration"], linestyle=":", linewidth=1, color="tab:red")
+        axes.annotate(
+            f"{record['train/n_segments']:.0f} segments", (record["iteration"], 1),
+            xycoords=("data", "axes fraction"), xytext=(-2, -2), textcoords="offset points",
+            rotation=90, ha="right", va="top", fontsize=7, color="tab:red",
+        )  # fmt: skip

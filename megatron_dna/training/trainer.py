@@ -15,8 +15,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megatron_dna.checkpoint.agreement import on_first_rank
-from megatron_dna.checkpoint.compatibility import check_compatible, check_tokenizer
-from megatron_dna.checkpoint.folders import write_text
+from megatron_dna.checkpoint.compatibility import (
+    MEMORY_TENSORS,
+    check_compatible,
+    check_loadable,
+    check_tokenizer,
+)
+from megatron_dna.checkpoint.folders import resolve, write_text
 from megatron_dna.checkpoint.sharded import (
     find_verified,
     load_checkpoint,
@@ -27,11 +32,19 @@ from megatron_dna.checkpoint.sharded import (
 from megatron_dna.checkpoint.state import Interval, TrainState
 from megatron_dna.config import Config, to_yaml
 from megatron_dna.data.loader import Batch, SampleReader, build_loader
+from megatron_dna.data.split import take_windows
 from megatron_dna.parallel.step import StepResult, run_step
 from megatron_dna.parallel.wrap import whole_parameters
+from megatron_dna.training.curriculum import Curriculum
 from megatron_dna.training.evaluation import evaluate
 from megatron_dna.training.metrics import Metrics, throughput
-from megatron_dna.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from megatron_dna.training.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+    set_peak_learning_rate,
+)
+from megatron_dna.training.schedule_report import describe_schedule
 from megatron_dna.training.session import close_session, open_session
 
 logger = logging.getLogger(__name__)
@@ -58,7 +71,10 @@ class Trainer:
         self.state = TrainState(tokenizer_sha256=self.session.tokenizer.sha256)
         self.metrics: Metrics | None = None
         self._saved_iteration = -1
+        self._stage_is_new = False
         self._resume()
+        self.curriculum = Curriculum(config, self.state.curriculum)
+        self._enter_stage()
         place = self.session.place
         self._batches: Iterator[Batch] = build_loader(
             config, "train", self.state.consumed_samples, place.dp_rank, place.dp_size
@@ -81,6 +97,8 @@ class Trainer:
                 record = self._step()
                 if self._is_due(self.config.train.eval_interval) and self.config.data.valid:
                     record |= self._evaluate()
+                if self._stage_is_new:
+                    record |= self._enter_stage()
                 if record and self.metrics is not None:
                     self.metrics.log(self.state.iteration, record)
                 if self._is_due(self.config.checkpoint.save_interval):
@@ -104,6 +122,8 @@ class Trainer:
         path = find_verified(root)
         if path is None:
             logger.info("no checkpoint in %s: starting from the beginning", root)
+            if self.config.checkpoint.load is not None:
+                self._start_from(Path(self.config.checkpoint.load))
             return
 
         def check() -> None:
@@ -113,12 +133,35 @@ class Trainer:
 
         on_first_rank(check)
         self.state = load_checkpoint(path, self.session.model, self.optimizer, verify=False)
-        self.scheduler.step(self.state.iteration)
+        self.scheduler.step(self.state.iteration)  # at the stage's peak from _enter_stage on
         self._saved_iteration = self.state.iteration
         logger.info(
             "resumed from %s: iteration %d, %d samples", path, self.state.iteration,
             self.state.consumed_samples,
         )  # fmt: skip
+
+    def _start_from(self, source: Path) -> None:
+        """Take weights (and Adam's state, if asked for) from another run; count from zero."""
+        options = self.config.checkpoint
+
+        def check() -> Path:
+            path = resolve(source)
+            check_loadable(path, read_config(path), self.config)
+            stored = read_train_state(path).tokenizer_sha256
+            check_tokenizer(path, stored, self.session.tokenizer.sha256)
+            return path
+
+        path = on_first_rank(check)
+        load_checkpoint(
+            path,
+            self.session.model,
+            self.optimizer if options.load_optimizer else None,
+            may_be_new=MEMORY_TENSORS,
+        )
+        if not options.load_optimizer:
+            self.optimizer.reload_model_params()
+        what = "weights and optimizer" if options.load_optimizer else "weights"
+        logger.info("started from %s: its %s", path, what)
 
     def _open_output(self) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -127,19 +170,40 @@ class Trainer:
             self.output_dir, self.state.iteration, self.config.logging.wandb_project
         )
 
+    def _enter_stage(self) -> dict[str, float]:
+        """Take over the stage's learning rate; returns the stage as metrics."""
+        curriculum = self.curriculum
+        set_peak_learning_rate(self.scheduler, curriculum.lr)
+        segments = curriculum.stage.n_segments
+        if segments > 1:
+            place, vocab_size = self.session.place, self.session.tokenizer.vocab_size
+            line = describe_schedule(self.config, segments, place.dp_size, vocab_size)
+            logger.info("%s", line)
+        self._stage_is_new = False
+        return curriculum.record()
+
     def _step(self) -> dict[str, float]:
         """One optimizer step; returns the training metrics when they are due."""
         session, state = self.session, self.state
         start = time.perf_counter()
+        segments = self.curriculum.num_segments(state.iteration)
+        windows = take_windows(
+            self._batches,
+            session.num_microbatches,
+            segments,
+            self.config.memory.constant_tokens,
+        )
         session.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         result = run_step(
             session.model,
-            self._batches,
+            iter(windows),
             self.config,
             session.place,
             session.token_lengths,
-            session.num_microbatches,
+            len(windows),
+            noise=self.curriculum.noise(state.iteration),
+            count_correct=self.curriculum.needs_accuracy,
         )
         self._require_finite("loss", result.loss)
         rate = learning_rate(self.optimizer)
@@ -147,7 +211,9 @@ class Trainer:
         self._require_finite("gradient norm", float(grad_norm))
         self.scheduler.step(1)
         session.platform.synchronize()
-        self._count(result, time.perf_counter() - start)
+        num_segments = len(windows) * windows[0].input_ids.shape[:2].numel()
+        self._count(result, num_segments * session.place.dp_size, time.perf_counter() - start)
+        self._stage_is_new = self.curriculum.after_step(result, segments)
         if not self._is_due(self.config.logging.log_interval):
             return {}
         record = self._training_metrics(float(grad_norm), rate)
@@ -165,7 +231,7 @@ class Trainer:
             "scheduler.lr_warmup_iters, then resume from the last checkpoint"
         )
 
-    def _count(self, result: StepResult, seconds: float) -> None:
+    def _count(self, result: StepResult, num_segments: int, seconds: float) -> None:
         num_samples = self.config.train.global_batch_size
         state, interval = self.state, self.state.interval
         state.iteration += 1
@@ -174,7 +240,10 @@ class Trainer:
         state.consumed_bases += result.num_bases
         interval.loss_sum += result.loss_sum
         interval.num_masked += result.num_masked
-        interval.num_samples += num_samples
+        if self.curriculum.needs_accuracy:
+            interval.num_correct += result.num_correct
+            interval.num_predicted += result.num_masked
+        interval.num_segments += num_segments
         interval.num_tokens += result.num_tokens
         interval.num_bases += result.num_bases
         interval.seconds += seconds
@@ -187,7 +256,7 @@ class Trainer:
             self.session.tokenizer.vocab_size,
             self.session.platform.description,
             self.session.place.world_size,
-            num_windows=interval.num_samples,
+            num_segments=interval.num_segments,
             num_tokens=interval.num_tokens,
             num_bases=interval.num_bases,
             seconds=interval.seconds,
@@ -197,8 +266,11 @@ class Trainer:
             "train/grad_norm": grad_norm,
             "train/lr": rate,
             "train/consumed_samples": self.state.consumed_samples,
+            **self.curriculum.record(),
             **rates,
         }
+        if interval.num_predicted:
+            record["train/accuracy"] = interval.num_correct / interval.num_predicted
         logger.info(
             "iteration %d/%d | loss %.4f | grad norm %.3f | lr %.3e | %.0f tokens/s | "
             "%.0f bases/s | %.3f TFLOP/s a device",
@@ -209,12 +281,13 @@ class Trainer:
         return record
 
     def _evaluate(self) -> dict[str, float]:
-        record = evaluate(self.session)
+        record = evaluate(self.session, self.curriculum.stage.n_segments)
         logger.info(
             "iteration %d/%d | held-out loss %.4f | accuracy %.4f | %.4f bits a base",
             self.state.iteration, self.config.train.train_iters, record["valid/loss"],
             record["valid/accuracy"], record["valid/bits_per_base"],
         )  # fmt: skip
+        self._stage_is_new |= self.curriculum.after_evaluation(record)
         return record
 
     def _save(self) -> None:

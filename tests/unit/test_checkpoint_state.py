@@ -12,7 +12,7 @@ import pytest
 from megatron_dna.checkpoint.compatibility import check_compatible, check_tokenizer
 from megatron_dna.checkpoint.folders import CheckpointError
 from megatron_dna.checkpoint.reader import read_config, read_train_state
-from megatron_dna.checkpoint.state import Interval, TrainState
+from megatron_dna.checkpoint.state import CurriculumState, Interval, TrainState
 from megatron_dna.config import load_config
 
 HERE = Path("iter_0000010")
@@ -21,15 +21,16 @@ HERE = Path("iter_0000010")
 def test_state_survives_json():
     """Sums of losses must come back to the last bit, or a resumed run's record differs."""
     state = TrainState(7, 56, 10**12, 6 * 10**12, "abc", Interval(0.1 + 0.2, 3, 8, 9, 10, 1 / 3))
+    state.curriculum = CurriculumState(2, 7, [[0.1 + 0.2, 3.0]], 1 / 3, 4, 5)
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
 def test_state_of_another_release(tmp_path: Path):
     """Unknown entries are left out and missing ones keep their defaults; rubbish is named."""
     path = tmp_path / "train_state.json"
-    path.write_text('{"iteration": 3, "curriculum": 2}')
+    path.write_text('{"iteration": 3, "mood": 2}')
     assert read_train_state(tmp_path) == TrainState(iteration=3)
-    for rubbish in ("{", "[]", '{"interval": 4}'):
+    for rubbish in ("{", "[]", '{"interval": 4}', '{"curriculum": 2}'):
         path.write_text(rubbish)
         with pytest.raises(CheckpointError, match=r"train_state\.json is damaged"):
             read_train_state(tmp_path)

@@ -13,7 +13,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 from megatron_dna.config import load_config
 from megatron_dna.training.metrics import (
     Metrics,
-    flops_per_window,
+    flops_per_segment,
     peak_flops,
     read_records,
     throughput,
@@ -80,16 +80,16 @@ def test_flops_equal_torchs_count(every: int):
         hidden = torch.zeros(1, config.num_masked_tokens, 64)
         oracle.decoder(oracle.head(hidden))
     forward = encoder.get_total_flops() + head.get_total_flops()
-    assert flops_per_window(config, vocab) == 3 * forward
+    assert flops_per_segment(config, vocab) == 3 * forward
 
 
 def test_throughput_and_mfu():
     config = load_config(None, [])
     rates = throughput(
         config, 4096, "NVIDIA H100 80GB HBM3", 2,
-        num_windows=10, num_tokens=5000, num_bases=30000, seconds=2.0,
+        num_segments=10, num_tokens=5000, num_bases=30000, seconds=2.0,
     )  # fmt: skip
-    flops = flops_per_window(config, 4096) * 10 / 2.0 / 2
+    flops = flops_per_segment(config, 4096) * 10 / 2.0 / 2
     assert rates["train/tokens_per_second"] == 2500
     assert rates["train/bases_per_second"] == 15000
     assert rates["train/mfu"] == pytest.approx(flops / 989e12)
