@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,24 @@ def plot_memory(
         axes[1].set_xlabel(f"segment, in windows of {longest['num_segments']}")
     for panel in axes:
         panel.grid(alpha=0.3)
+    _save(figure, output)
+
+
+def plot_recall(
+    curves: Mapping[str, Sequence[tuple[int, float]]], output: Path, chance: float
+) -> None:
+    """Draw accuracy over the number of segments, a line a variant, to a PNG."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), marker in zip(curves.items(), itertools.cycle("os^Dv"), strict=False):
+        axes.plot(*zip(*points, strict=True), marker=marker, label=f"memory: {name}")
+    axes.axhline(chance, color="gray", linestyle=":", label="chance")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("segments from barcode to question")
+    axes.set_ylabel("accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
     _save(figure, output)
 
 
