@@ -42,6 +42,10 @@ $(VENV)/.core: $(CORE_SOURCES) setup.py $(VENV)/.installed
 quickstart: setup  ## From a human genome to a DNA BERT in transformers, in minutes on two cores
 	$(VENV_PYTHON) tools/quickstart.py
 
+.PHONY: recall
+recall: setup  ## Test what memory holds: train 3 seeds a variant, ask after 7 to 512 segments
+	$(VENV_PYTHON) tools/recall.py --docs docs
+
 .PHONY: test
 test: setup  ## The whole test suite (PYTEST_ARGS='-k name' picks tests)
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)

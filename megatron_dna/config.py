@@ -13,6 +13,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+RECALL_BARCODE_LENGTH = 4
+"""Symbols of a barcode in recall data: the masked positions of a window."""
+RECALL_FIRST_SYMBOL = 8
+"""Ids of recall data below this one are special tokens and markers."""
+
 
 class ConfigError(ValueError):
     """A bad option. The message names the full key, the value, the rule and the fix."""
@@ -117,8 +122,12 @@ class BlendSource:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """From .bin/.idx files to batches."""
+    """From .bin/.idx files, or from nothing, to batches."""
 
+    kind: str = "genome"
+    """`genome` (preprocessed files) or `recall` (synthetic: tests what memory holds)."""
+    recall_vocab_size: int = 64
+    """Ids of recall data: 8 special tokens and markers, the rest symbols."""
     tokenizer: str = ""
     """Path of tokenizer.json."""
     train: list[BlendSource] = field(default_factory=list)
@@ -265,6 +274,8 @@ class Config:
     @property
     def num_masked_tokens(self) -> int:
         """k, masked positions of a segment; [CLS] and [SEP] are never among them."""
+        if self.data.kind == "recall":
+            return RECALL_BARCODE_LENGTH
         return max(1, round(self.data.mlm_probability * (self.data.segment_size - 2)))
 
 

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_dna.config import Config, ConfigError, MemoryConfig, ModelConfig, UntilConfig
+from megatron_dna.config import (
+    RECALL_BARCODE_LENGTH,
+    RECALL_FIRST_SYMBOL,
+    Config,
+    ConfigError,
+    DataConfig,
+    MemoryConfig,
+    ModelConfig,
+    UntilConfig,
+)
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
@@ -50,8 +59,8 @@ def validate(config: Config, world_size: int) -> None:
         ConfigError: with key, value, rule and, where it is not plain from the rule, the fix.
     """
     _validate_model(config.model)
-    _validate_memory(config.memory)
-    _validate_data(config)
+    _validate_memory(config.memory, config.data.kind)
+    _validate_data(config.data)
     _validate_parallel(config)
     _validate_training(config)
     _validate_stages_fit(config)
@@ -90,12 +99,12 @@ def _validate_model(model: ModelConfig) -> None:
     _require_one_of("model.layer_spec", model.layer_spec, choices)
 
 
-def _validate_memory(memory: MemoryConfig) -> None:
+def _validate_memory(memory: MemoryConfig, data_kind: str) -> None:
     mem, depth, segments = memory.num_mem_tokens, memory.bptt_depth, memory.max_n_segments
     _require(mem >= 0, "memory.num_mem_tokens", mem, "must not be negative")
     _require_positive("memory", memory, "max_n_segments")
     _require(
-        segments == 1 or mem > 0, "memory.max_n_segments", segments,
+        segments == 1 or mem > 0 or data_kind == "recall", "memory.max_n_segments", segments,
         "needs memory.num_mem_tokens > 0: without memory segments know nothing of each other",
     )  # fmt: skip
     _require(
@@ -174,8 +183,40 @@ def _validate_until(key: str, until: UntilConfig) -> None:
         _require_positive(key, until, "patience")
 
 
-def _validate_data(config: Config) -> None:
-    data = config.data
+def _validate_data(data: DataConfig) -> None:
+    _require_one_of("data.kind", data.kind, ("genome", "recall"))
+    if data.kind == "recall":
+        _validate_recall(data)
+    else:
+        _validate_files(data)
+    _require(data.segment_size >= 8, "data.segment_size", data.segment_size, "must be at least 8")
+    _require(
+        0 < data.mlm_probability < 1, "data.mlm_probability", data.mlm_probability,
+        "must lie between 0 and 1",
+    )  # fmt: skip
+    _require(
+        1 <= data.mean_span_length <= data.segment_size, "data.mean_span_length",
+        data.mean_span_length, f"must lie between 1 and data.segment_size ({data.segment_size})",
+    )  # fmt: skip
+    _require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must not be negative")
+
+
+def _validate_recall(data: DataConfig) -> None:
+    """Room for the markers and more than one symbol, and for barcode and question in a segment."""
+    least = RECALL_FIRST_SYMBOL + 2
+    _require(
+        data.recall_vocab_size >= least, "data.recall_vocab_size", data.recall_vocab_size,
+        f"must be at least {least}: {RECALL_FIRST_SYMBOL} special tokens and markers, then symbols",
+    )  # fmt: skip
+    least = 2 + 2 * (1 + RECALL_BARCODE_LENGTH)
+    _require(
+        data.segment_size >= least, "data.segment_size", data.segment_size,
+        f"must be at least {least} for recall data: [CLS], barcode and question with a marker each "
+        "(a window may have one segment), [SEP]",
+    )  # fmt: skip
+
+
+def _validate_files(data: DataConfig) -> None:
     _require(bool(data.tokenizer), "data.tokenizer", "", "must name a tokenizer.json")
     _require(
         Path(data.tokenizer).is_file(),
@@ -200,16 +241,6 @@ def _validate_data(config: Config) -> None:
                     f"has no file {source.prefix}{suffix}",
                     "make it with tools/preprocess_genome.py",
                 )
-    _require(data.segment_size >= 8, "data.segment_size", data.segment_size, "must be at least 8")
-    _require(
-        0 < data.mlm_probability < 1, "data.mlm_probability", data.mlm_probability,
-        "must lie between 0 and 1",
-    )  # fmt: skip
-    _require(
-        1 <= data.mean_span_length <= data.segment_size, "data.mean_span_length",
-        data.mean_span_length, f"must lie between 1 and data.segment_size ({data.segment_size})",
-    )  # fmt: skip
-    _require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must not be negative")
 
 
 def _validate_parallel(config: Config) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -25,6 +26,7 @@ from megatron_dna.config import BlendSource, Config, ConfigError
 from megatron_dna.data.blend import Blend
 from megatron_dna.data.indexed import IndexedTokens, TokenArray
 from megatron_dna.data.masking import MaskedSegments, Masker, VocabularyError
+from megatron_dna.data.recall import RecallTask
 from megatron_dna.data.windows import WindowIndex
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
@@ -85,6 +87,8 @@ def build_loader(
             f"consumed_samples ({consumed_samples}) must not be negative, and dp_rank ({dp_rank}) "
             f"must be below dp_size ({dp_size})"
         )
+    if config.data.kind == "recall":
+        return RecallBatches(config, split, consumed_samples, dp_rank, dp_size)
     dataset = _MicroBatches(config, split, consumed_samples, dp_rank, dp_size)
     reader = dataset.open()
     if log:
@@ -99,7 +103,41 @@ def build_loader(
         # The loader seeds its workers from this; the global generator stays untouched.
         generator=torch.Generator(),
     )
-    return map(_to_batch, loader)
+    return map(to_batch, loader)
+
+
+class RecallBatches(Iterator[Batch]):
+    """Endless micro-batches of recall data, of as many segments as asked for."""
+
+    def __init__(
+        self, config: Config, split: Split, consumed_samples: int, dp_rank: int, dp_size: int
+    ) -> None:
+        """See `build_loader`."""
+        self.task = RecallTask.of(config, _STREAMS[split])
+        self._num_segments = config.memory.max_n_segments
+        self._micro_batch_size = config.train.micro_batch_size
+        self._first, self._dp_rank, self._dp_size = consumed_samples, dp_rank, dp_size
+        self._numbers = itertools.count()
+
+    def __next__(self) -> Batch:
+        """The next micro-batch, of max_n_segments segments."""
+        return next(self.with_segments(self._num_segments))
+
+    def with_segments(self, num_segments: int) -> Iterator[Batch]:
+        """The same micro-batches from here on, but of `num_segments` segments.
+
+        All iterators of this object take from one sequence of samples.
+        """
+        return (
+            to_batch(self.task.make(samples, num_segments)) for samples in self.sample_numbers()
+        )
+
+    def sample_numbers(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples of each coming micro-batch, int64 [micro_batch]; takes them."""
+        for number in self._numbers:
+            count = self._micro_batch_size
+            first = self._first + (number * self._dp_size + self._dp_rank) * count
+            yield np.arange(first, first + count, dtype=np.int64)
 
 
 class SampleReader:
@@ -208,7 +246,7 @@ def _unchanged(segments: Any) -> Any:
     return segments
 
 
-def _to_batch(segments: MaskedSegments) -> Batch:
+def to_batch(segments: MaskedSegments) -> Batch:
     """The same arrays as tensors, without a copy."""
     segment_size = segments.input_ids.shape[-1]
     num_real = torch.from_numpy(segments.num_real)

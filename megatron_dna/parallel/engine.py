@@ -55,7 +55,7 @@ class SegmentEngine:
         schedule: SegmentSchedule,
         ring: Ring,
         forward: Forward,
-        hidden_shape: tuple[int, ...],
+        hidden_shape: Callable[[Task], tuple[int, ...]],
         memory_shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
@@ -66,7 +66,7 @@ class SegmentEngine:
             schedule: the order of work.
             ring: this stage's neighbours.
             forward: computes a task.
-            hidden_shape: [M + C (/ tp under SP), micro_batch, hidden], between stages.
+            hidden_shape: of a task between stages, [M + C (/ tp under SP), micro_batch, hidden].
             memory_shape: [M, micro_batch, hidden], from the last stage to the first.
             dtype: of both.
             device: where they live.
@@ -74,7 +74,7 @@ class SegmentEngine:
         self.schedule = schedule
         self.ring = ring
         self.forward = forward
-        self.shapes = {"hidden": hidden_shape, "memory": memory_shape}
+        self.hidden_shape, self.memory_shape = hidden_shape, memory_shape
         self.dtype, self.device = dtype, device
         self.is_first = ring.rank == 0
         self.is_last = ring.rank == ring.size - 1
@@ -144,7 +144,7 @@ class SegmentEngine:
 
     def _pass_memory(self, key: Key, new_memory: Tensor | None) -> None:
         """From the last stage of this segment to the first stage of the next."""
-        if self.schedule.is_last(key[0]) or not self.shapes["memory"][0]:
+        if self.schedule.is_last(key[0]) or not self.memory_shape[0]:
             return
         if self.is_last and self.is_first:
             assert new_memory is not None
@@ -153,12 +153,14 @@ class SegmentEngine:
             assert new_memory is not None
             self._send(new_memory.detach(), 0, self.ring.memory_group)
         elif self.is_first:
-            self.memory[key] = self._expect("memory", self.ring.size - 1, self.ring.memory_group)
+            self.memory[key] = self._expect(
+                self.memory_shape, self.ring.size - 1, self.ring.memory_group
+            )
 
     def _pass_memory_gradient(self, key: Key, memory_in: Tensor | None) -> None:
         """From the first stage of this segment to the last stage of the one before."""
         segment, micro_batch = key
-        if self.schedule.is_first_of_group(segment) or not self.shapes["memory"][0]:
+        if self.schedule.is_first_of_group(segment) or not self.memory_shape[0]:
             return
         before = (segment - 1, micro_batch)
         if self.is_last and self.is_first:
@@ -170,18 +172,22 @@ class SegmentEngine:
             assert memory_in.grad is not None
             self._send(memory_in.grad, self.ring.size - 1, self.ring.memory_group)
         elif self.is_last:
-            self.memory_gradients[before] = self._expect("memory", 0, self.ring.memory_group)
+            self.memory_gradients[before] = self._expect(
+                self.memory_shape, 0, self.ring.memory_group
+            )
 
     def _expect_hidden(self, task: Task) -> tuple[Tensor, dist.Work | None] | None:
         """Post the receive of what `task` needs from a neighbour stage."""
         if task.is_forward and not self.is_first:
-            return self._expect("hidden", self.ring.rank - 1, self.ring.hidden_group)
+            return self._expect(self.hidden_shape(task), self.ring.rank - 1, self.ring.hidden_group)
         if not task.is_forward and not self.is_last:
-            return self._expect("hidden", self.ring.rank + 1, self.ring.hidden_group)
+            return self._expect(self.hidden_shape(task), self.ring.rank + 1, self.ring.hidden_group)
         return None
 
-    def _expect(self, kind: str, stage: int, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
-        tensor = torch.empty(self.shapes[kind], dtype=self.dtype, device=self.device)
+    def _expect(
+        self, shape: tuple[int, ...], stage: int, group: dist.ProcessGroup
+    ) -> tuple[Tensor, dist.Work]:
+        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
         work = dist.irecv(tensor, group=group, group_src=stage)
         assert work is not None
         return tensor, work

@@ -204,7 +204,7 @@ def _run_segments(step: _Step, windows: list[Batch], config: Config, topology: T
         SegmentSchedule(num_segments, config.memory.bptt_depth, len(windows)),
         topology.ring,
         forward,
-        hidden_shape=(sequence, micro_batch, width),
+        hidden_shape=lambda _: (sequence, micro_batch, width),
         memory_shape=(mem, micro_batch, width),
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         device=step.token_lengths.device,

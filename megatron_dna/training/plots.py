@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,82 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
     axes.set_ylabel("cross-entropy (nats a masked token)")
     axes.grid(alpha=0.3)
     axes.legend()
+    _save(figure, output)
+
+
+def plot_memory(
+    scores: Sequence[Mapping[str, Any]], output: Path, chance: float | None = None
+) -> None:
+    """Draw what memory gives by number of segments and, for the longest, by segment, to a PNG.
+
+    Args:
+        scores: of each number of segments, as `MemoryScores.to_dict` returns them.
+        output: the PNG.
+        chance: accuracy of guessing, drawn as a line. With it accuracy is shown, else loss.
+    """
+    what, label = ("loss", "cross-entropy (nats a masked token)")
+    if chance is not None:
+        what, label = ("accuracy", "accuracy")
+    longest = max(scores, key=lambda entry: int(entry["num_segments"]))
+    has_segments = len(longest["kept"]["by_segment"]) > 1
+    figure = Figure(figsize=(9.6 if has_segments else 6, 4), layout="constrained")
+    axes = figure.subplots(1, 1 + has_segments, sharey=True, squeeze=False)[0]
+    for control, (color, marker) in CONTROL_STYLES.items():
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4}
+        points = [(entry["num_segments"], entry[control][what]) for entry in scores]
+        axes[0].plot(*zip(*points, strict=True), label=f"memory {control}", **style)
+        if has_segments:
+            points = [(row["segment"], row[what]) for row in longest[control]["by_segment"]]
+            axes[1].plot(*zip(*points, strict=True), **style)
+    donors = [
+        (entry["num_segments"], entry["swapped"]["donor_accuracy"])
+        for entry in scores
+        if "donor_accuracy" in entry["swapped"]
+    ]
+    if donors:
+        axes[0].plot(
+            *zip(*donors, strict=True), color="tab:purple", linestyle="--", marker="D",
+            markersize=4, label="memory swapped, donor's barcode",
+        )  # fmt: skip
+    if chance is not None:
+        axes[0].axhline(chance, color="gray", linestyle=":", label="chance")
+        axes[0].set_ylim(-0.03, 1.03)
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xlabel("segments of a window")
+    axes[0].set_ylabel(label)
+    axes[0].legend(fontsize=8)
+    if has_segments:
+        axes[1].set_xlabel(f"segment, in windows of {longest['num_segments']}")
+    for panel in axes:
+        panel.grid(alpha=0.3)
+    _save(figure, output)
+
+
+def plot_recall(
+    curves: Mapping[str, Sequence[tuple[int, float]]], output: Path, chance: float
+) -> None:
+    """Draw accuracy over the number of segments, a line a variant, to a PNG."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), marker in zip(curves.items(), itertools.cycle("os^Dv"), strict=False):
+        axes.plot(*zip(*points, strict=True), marker=marker, label=f"memory: {name}")
+    axes.axhline(chance, color="gray", linestyle=":", label="chance")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("segments from barcode to question")
+    axes.set_ylabel("accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, output)
+
+
+CONTROL_STYLES = {
+    "kept": ("tab:blue", "o"), "reset": ("tab:red", "s"), "swapped": ("tab:orange", "^"),
+}  # fmt: skip
+
+
+def _save(figure: Figure, output: Path) -> None:
+    """Write a PNG, atomically."""
     handle, partial = tempfile.mkstemp(suffix=".png", prefix=".", dir=output.parent)
     os.close(handle)
     figure.savefig(partial, dpi=140)

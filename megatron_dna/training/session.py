@@ -15,13 +15,13 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_dna.config import Config, ConfigError
+from megatron_dna.data.vocabulary import Vocabulary, open_vocabulary
 from megatron_dna.model.encoder import build_model
 from megatron_dna.model.layers import choose_layer_spec
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import Platform, accelerator_libraries, setup_platform
 from megatron_dna.parallel.topology import Topology
 from megatron_dna.parallel.wrap import wrap_model
-from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.training.logs import setup_logging
 from megatron_dna.validation import validate
 
@@ -40,7 +40,8 @@ class Session:
     config: Config
     platform: Platform
     place: Topology
-    tokenizer: DnaTokenizer
+    tokenizer: Vocabulary
+    """The ids: of data.tokenizer, or of recall data."""
     token_lengths: Tensor
     """int64 [vocab], bases in each token, on the device."""
     model: DistributedDataParallel
@@ -61,7 +62,7 @@ def open_session(config: Config) -> Session:
     """
     validate(config, world_size_of(os.environ))
     try:
-        tokenizer = DnaTokenizer.from_file(config.data.tokenizer)
+        tokenizer = open_vocabulary(config)
     except ValueError as error:
         raise ConfigError(f"data.tokenizer: {error}") from error
     platform = setup_platform(config.parallel.platform)

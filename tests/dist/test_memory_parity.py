@@ -61,7 +61,10 @@ def reference(
     """The computation as the method defines it, one process, one sample at a time."""
     shape, memory = config.model, config.memory
     kinds = ["sliding_attention" if i % 2 else "full_attention" for i in range(shape.num_layers)]
-    thetas = {"full_attention": shape.global_rope_theta, "sliding_attention": shape.local_rope_theta}
+    thetas = {
+        "full_attention": shape.global_rope_theta,
+        "sliding_attention": shape.local_rope_theta,
+    }
     model = ModernBertForMaskedLM(
         ModernBertConfig(
             vocab_size=VOCAB, hidden_size=shape.hidden_size, num_attention_heads=HEADS,

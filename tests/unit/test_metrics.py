@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from megatron_dna.training.metrics import (
     read_records,
     throughput,
 )
-from megatron_dna.training.plots import draw_stages, plot_losses
+from megatron_dna.training.plots import draw_stages, plot_losses, plot_memory, plot_recall
 
 
 def test_records_reach_jsonl_and_tensorboard(tmp_path: Path):
@@ -118,3 +119,21 @@ def test_loss_plot_shows_where_stages_begin():
     ] + [{"iteration": 10, "valid/loss": 1.0}])  # fmt: skip
     assert [line.get_xdata()[0] for line in axes.lines] == [5, 9]
     assert [text.get_text() for text in axes.texts] == ["3 segments", "7 segments"]
+
+
+def memory_scores(num_segments: int, **swapped: float) -> dict[str, Any]:
+    """As an evaluation of memory returns them."""
+    row = {"loss": 1.0, "accuracy": 0.5}
+    means = {**row, "by_segment": [{"segment": s, **row} for s in range(num_segments)]}
+    return {"num_segments": num_segments, "kept": means, "reset": means,
+            "swapped": {**means, **swapped}}  # fmt: skip
+
+
+def test_memory_plots(tmp_path: Path):
+    """Of a genome by segment; of recall data with chance and the donor's barcode."""
+    plot_memory([memory_scores(1), memory_scores(3)], tmp_path / "genome.png")
+    recall = [memory_scores(1), memory_scores(7, donor_accuracy=0.9)]
+    plot_memory(recall, tmp_path / "memory.png", chance=0.02)
+    plot_recall({"plain": [(7, 1.0), (64, 0.1)]}, tmp_path / "recall.png", chance=0.02)
+    for name in ("genome", "memory", "recall"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
