@@ -1,10 +1,11 @@
 """Speed of exact BPE against Hugging Face `tokenizers`, one thread each, same text, same ids.
 
-    python benchmarks/bpe.py --tokenizer tokenizer.json [--fasta F] [--start BP] [--num-bases BP]
+    python benchmarks/bpe.py [--tokenizer T] [--fasta F] [--start BP] [--num-bases BP]
 
-Prints a Markdown table: for each length of the pieces, millions of bases a second of CPU time. The
-two take turns on every round, and the median of each is taken, so that a busy machine slows both.
-`tokenizers` sees a part of the text where the pieces are long, since it is slow there.
+Without a tokenizer it trains one of 4,096 tokens on the sequence of examples/data. Prints a
+Markdown table: for each length of the pieces, millions of bases a second of CPU time. The two take
+turns on every round, and the median of each is taken, so that a busy machine slows both.
+`tokenizers` sees at most 2 Mbp of the text, or one piece, since it is slow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -27,6 +29,7 @@ from tokenizers import Tokenizer
 
 from megatron_dna.genome.fasta import read_fasta
 from megatron_dna.tokenizer.bpe import DnaTokenizer
+from megatron_dna.tokenizer.train import train_tokenizer
 
 EXAMPLE_FASTA = Path(__file__).parents[1] / "examples/data/human_chr20_1-4000000.fa.gz"
 PIECE_LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
@@ -38,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokenizer", required=True, type=Path, help="a tokenizer.json")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json")
     parser.add_argument(
         "--fasta", default=EXAMPLE_FASTA, type=Path, help="its first contig is used"
     )
@@ -67,13 +70,17 @@ def cpu_model() -> str:
 def main() -> None:
     """Measures and prints."""
     args = parse_args()
-    ours = DnaTokenizer.from_file(args.tokenizer)
-    theirs = Tokenizer.from_file(str(args.tokenizer))
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.tokenizer or Path(folder) / "trained.json"
+        if args.tokenizer is None:
+            train_tokenizer([EXAMPLE_FASTA], 4096, path)
+        ours = DnaTokenizer.from_file(path)
+        theirs = Tokenizer.from_file(str(path))
     contig = next(read_fasta(args.fasta))
     text = contig.sequence[args.start : args.start + args.num_bases].decode()
     print(
         f"{cpu_model()}, {os.cpu_count()} cores, one used; tokenizers "
-        f"{metadata.version('tokenizers')}; {args.tokenizer.name}, {ours.vocab_size:,} tokens; "
+        f"{metadata.version('tokenizers')}; {path.name}, {ours.vocab_size:,} tokens; "
         f"{len(text):,} bases of {args.fasta.name}, contig {contig.name}"
     )
     print("\n| piece | `tokenizers`, Mbp/s | here, Mbp/s | ratio |\n| --- | --- | --- | --- |")
