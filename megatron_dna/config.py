@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -303,8 +304,8 @@ def load_config(
         raise ConfigError(
             f"{error.full_key or 'config'}: {reason} (in {path or overrides})"
         ) from error
-    except Exception as error:  # yaml's errors share no base with OmegaConf's
-        raise ConfigError(f"--config ({path}) is not readable YAML: {error}") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
+        raise ConfigError(f"--config ({path}) is not YAML of sections: {error}") from error
     assert isinstance(config, Config)
     return config
 
