@@ -23,6 +23,11 @@ from typing import Any
 
 from megatron_dna.training.logs import quiet_libraries
 
+EXAMPLE = """\
+example:
+  python tools/recall.py --variants binary --seeds 1 --num-segments 7 64 512
+"""
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "examples/recall/recall.yaml"
 VARIANTS: dict[str, list[str]] = {
@@ -79,7 +84,7 @@ def main() -> int:
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/recall"))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
