@@ -25,7 +25,7 @@ from megatron_dna.training.logs import quiet_libraries
 
 EXAMPLE = """\
 example:
-  python tools/recall.py --variants binary --seeds 1 --num-segments 7 64 512
+  python tools/recall.py --variants binary --seeds 1 --num-segments 7,64,512
 """
 
 ROOT = Path(__file__).resolve().parent.parent
