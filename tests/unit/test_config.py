@@ -64,6 +64,48 @@ def test_unreadable_recipes_are_named(tmp_path: Path):
             load_config(tmp_path / "bad.yaml")
 
 
+SEGMENTS = ["memory.num_mem_tokens=2", "memory.max_n_segments=4", "memory.bptt_depth=2"]
+STAGE = "memory.curriculum=[{n_segments: 2, train_iters: 5}, {n_segments: 4, vary_n_segments: 0.5}]"
+
+BAD_STAGES = {
+    "{n_segments: 5}": ["[0].n_segments (5)", "memory.max_n_segments (4)"],
+    "{n_segments: 0}": ["[0].n_segments (0)"],
+    "{n_segments: 1}": ["[0].n_segments (1)", "memory.bptt_depth (2)", "set it to -1"],
+    "{n_segments: 2}, {n_segments: 4}": ["[0]", "exactly one of train_iters and until"],
+    "{n_segments: 2, train_iters: 1, until: {threshold: 1}}": ["exactly one of"],
+    "{n_segments: 2, train_iters: 0}": ["[0].train_iters (0)", "positive"],
+    "{n_segments: 2, lr: 0}": ["[0].lr (0", "positive"],
+    "{n_segments: 2, lr: 1e-9}": ["[0].lr (1e-09)", "scheduler.min_lr (1e-05)"],
+    "{n_segments: 2, vary_n_segments: 2}": ["[0].vary_n_segments (2.0)", "share"],
+    "{n_segments: 2, until: {}}": ["[0].until.threshold", "patience"],
+    "{n_segments: 2, until: {metric: loss, threshold: 1}}": ["until.metric (loss)", "train/loss"],
+    "{n_segments: 2, until: {metric: valid/loss, threshold: 1}}": ["valid/loss", "data.valid"],
+    "{n_segments: 2, until: {threshold: 0}}": ["until.threshold (0.0)", "positive"],
+    "{n_segments: 2, until: {metric: train/accuracy, threshold: 98}}": ["(98.0)", "0 and 1"],
+    "{n_segments: 2, until: {patience: 0}}": ["until.patience (0)", "positive"],
+    "{n_segments: 2, until: {patience: 1, window: 0}}": ["until.window (0)", "positive"],
+}
+
+
+@pytest.mark.parametrize("stages", BAD_STAGES)
+def test_bad_stages_are_named(valid_overrides: list[str], stages: str):
+    options = [*valid_overrides, *SEGMENTS, "scheduler.min_lr=1e-5"]
+    validate(load_config(None, [*options, STAGE]), world_size=1)
+    with pytest.raises(ConfigError) as error:
+        validate(load_config(None, [*options, f"memory.curriculum=[{stages}]"]), world_size=1)
+    for word in ["memory.curriculum[", *BAD_STAGES[stages]]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["noise_start=2", "noise_start=-1", "noise_ramp_iters=-1"])
+def test_noise_must_fit_the_stages(valid_overrides: list[str], option: str):
+    with pytest.raises(ConfigError, match=rf"memory\.{option.replace('=', ' .')}"):
+        validate(
+            load_config(None, [*valid_overrides, *SEGMENTS, STAGE, f"memory.{option}"]),
+            world_size=1,
+        )
+
+
 BAD = {
     "parallel.tensor_model_parallel_size=5": ["model.num_attention_heads (12)"],
     "parallel.pipeline_model_parallel_size=5": ["model.num_layers (12)"],
