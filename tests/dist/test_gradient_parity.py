@@ -153,8 +153,9 @@ def _initial_weights(overrides: list[str]) -> dict[str, list[Piece]]:
     config = load_config(None, SHAPE + overrides)
     place = topology.initialize(config, setup_platform("cpu"))
     model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+    weights = local_pieces(model, "data")
     topology.shutdown()
-    return local_pieces(model, "data")
+    return weights
 
 
 @pytest.mark.parametrize("layout", ["tp2_sp", "pp2", "tp2_pp2_sp"])
