@@ -1,5 +1,7 @@
 // The one file that knows Python: thin bindings, each wrapped by a typed facade in megatron_dna.
 
+#include "bindings.hpp"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -306,6 +308,10 @@ PYBIND11_MODULE(_core, m) {
   // ---- sequences -------------------------------------------------------------------------------
 
   bind_sequence(m);
+
+  // ---- haplotypes ------------------------------------------------------------------------------
+
+  bind_haplotypes(m);
 
   // ---- indexed files ---------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 # Types of the C++ core (csrc/bindings.cpp).
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,44 @@ def find_stretches(
     sequence: bytes | bytearray | memoryview, min_run: int
 ) -> list[tuple[int, int]]: ...
 def reverse_complement(sequence: bytes | bytearray | memoryview) -> bytes: ...
+
+# ---- haplotypes ----------------------------------------------------------------------------------
+
+class ContigHaplotypes:
+    def __init__(
+        self,
+        *,
+        samples: Sequence[tuple[str, int, int]],
+        num_columns: int,
+        contig: str,
+        length: int,
+        contig_key: int,
+        reference: Callable[[int, int], bytes],
+        unphased: str,
+        skip_ref_mismatch: bool,
+        seed: int,
+    ) -> None: ...
+    def add(self, lines: bytes, start: int) -> int: ...
+    def finish(self) -> None: ...
+    def ploidy(self, sample: int) -> int: ...
+    @property
+    def num_records(self) -> int: ...
+    @property
+    def num_ref_mismatches(self) -> int: ...
+    def counts(self, haplotype: int) -> dict[str, int]: ...
+    def length(self, haplotype: int) -> int: ...
+    def edits(
+        self, haplotype: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+    def reference_span(self, haplotype: int, start: int, end: int) -> tuple[int, int]: ...
+    def spell(
+        self,
+        haplotype: int,
+        start: int,
+        end: int,
+        reference_start: int,
+        reference: bytes | bytearray | memoryview,
+    ) -> bytes: ...
 
 # ---- indexed files -------------------------------------------------------------------------------
 

@@ -1,0 +1,60 @@
+"""Files that may be compressed, read from start to end without believing what is not there."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK_BYTES = 1 << 20
+
+# The empty block that ends every bgzip file (SAM specification, 4.1.2).
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+
+
+def read_chunks(path: Path, kind: str) -> Iterator[bytes]:
+    """The content of a file, decompressed. A file that ends early is an error, never less content.
+
+    Args:
+        path: plain, gzipped or bgzipped, told apart by content.
+        kind: what the file is called in an error: "FASTA file".
+
+    Raises:
+        ValueError: the compressed content is truncated or damaged.
+    """
+    if not path.is_file():
+        what = "must be a regular file" if path.exists() else "is not there"
+        raise ValueError(f"{kind} {path} {what}")
+    with path.open("rb") as raw:
+        start = raw.read(18)
+        raw.seek(0)
+        if not start.startswith(b"\x1f\x8b"):
+            while chunk := raw.read(CHUNK_BYTES):
+                yield chunk
+            return
+        if start[12:14] == b"BC" and start[3] & 4:  # the extra field that makes gzip bgzip
+            _check_bgzf_end(path, raw)
+        try:
+            with gzip.GzipFile(fileobj=raw) as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    yield chunk
+        except EOFError as error:
+            raise ValueError(
+                f"{path}: the gzip content ends early; the file is truncated, copy it again"
+            ) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: the gzip content is damaged ({error})") from error
+
+
+def _check_bgzf_end(path: Path, raw: BinaryIO) -> None:
+    """A bgzip file that was cut between two blocks is still valid gzip: its last block tells."""
+    raw.seek(0, 2)
+    raw.seek(max(raw.tell() - len(_BGZF_END), 0))
+    if raw.read() != _BGZF_END:
+        raise ValueError(
+            f"{path}: the end-of-file block of bgzip is missing; the file is truncated, copy it "
+            "again"
+        )
+    raw.seek(0)
