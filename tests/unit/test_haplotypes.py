@@ -1,0 +1,307 @@
+"""Haplotypes against `bcftools consensus`, and against the rules written out slowly."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pysam
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_dna.genome.variants import (
+    ContigVariants,
+    Haplotype,
+    VariantOptions,
+    read_variants,
+)
+from megatron_dna.genome.vcf import SampleChoice, choose_samples, open_vcf, read_sample_names
+from tests.unit.genome_files import EXAMPLE
+from tests.unit.variant_files import (
+    EXAMPLE_VCF,
+    SHARED_VCF,
+    Edit,
+    Record,
+    Text,
+    bcftools_consensus,
+    edits_of,
+    needs_bcftools,
+    read_all,
+    spell,
+    vcf_text,
+    write_vcf,
+)
+
+SAMPLES = ("a", "b")
+
+
+def whole(haplotype: Haplotype) -> str:
+    return haplotype.read(0, haplotype.length).decode()
+
+
+@pytest.fixture(scope="module")
+def chr20() -> str:
+    with pysam.FastaFile(str(EXAMPLE)) as fasta:
+        return str(fasta.fetch("20")).upper()
+
+
+@needs_bcftools
+def test_haplotypes_of_real_people_equal_bcftools(chr20: str) -> None:
+    """The example's 12 samples x 2 haplotypes, base for base over 20:1,000,000-4,000,000."""
+    vcf = open_vcf(EXAMPLE_VCF)
+    samples = choose_samples(vcf, SampleChoice(num_samples=12))
+    (variants,) = read_variants([vcf], samples, {"20": Text(chr20)}, VariantOptions())
+    assert len(variants.haplotypes) == 24
+    for haplotype in variants.haplotypes:
+        expected = bcftools_consensus(EXAMPLE, EXAMPLE_VCF, haplotype.sample, haplotype.number)
+        assert whole(haplotype) == expected["20"]
+        assert haplotype.counts["applied"] > 1000
+
+
+@needs_bcftools
+@pytest.mark.skipif(not SHARED_VCF.exists(), reason="../shared/data has no VCF here")
+def test_a_file_of_300_samples_equals_bcftools(chr20: str) -> None:
+    vcf = open_vcf(SHARED_VCF)
+    samples = choose_samples(vcf, SampleChoice(num_samples=2, seed=3))
+    (variants,) = read_variants([vcf], samples, {"20": Text(chr20)}, VariantOptions())
+    for haplotype in variants.haplotypes:
+        expected = bcftools_consensus(EXAMPLE, SHARED_VCF, haplotype.sample, haplotype.number)
+        assert whole(haplotype) == expected["20"]
+
+
+def random_records(draw: random.Random, contig: str, reference: str) -> list[Record]:
+    """Records that overlap, touch, come twice, and lie at the contig's ends."""
+    records = []
+    at = draw.choice([0, 0, draw.randrange(len(reference))])
+    while at < len(reference):
+        ref = reference[at : at + draw.choice([1, 1, 1, 2, 3, 5])]
+        alts: list[str] = []
+        while len(alts) < draw.choice([1, 1, 2, 3]):
+            alt = draw.choice([random_allele(draw), ref[0] + random_allele(draw)])
+            alt = draw.choice([alt, alt, ref[:1], ref + random_allele(draw), alt + ref[-1:]])
+            if alt != ref and alt not in alts:
+                alts.append(alt)
+        alleles = ["0", ".", *map(str, range(1, len(alts) + 1)), *map(str, range(1, len(alts) + 1))]
+        genotypes = tuple(f"{draw.choice(alleles)}|{draw.choice(alleles)}" for _ in SAMPLES)
+        records.append(Record(contig, at, ref, tuple(alts), genotypes))
+        at += draw.choice([0, 0, 1, 1, 2, 3, draw.randrange(1, 30)])
+    return records
+
+
+def random_allele(draw: random.Random) -> str:
+    return "".join(draw.choice("ACGT") for _ in range(draw.choice([1, 1, 2, 3, 6])))
+
+
+def random_case(seed: int, num_contigs: int = 12) -> tuple[dict[str, str], list[Record]]:
+    draw = random.Random(seed)
+    letters = draw.choice(["ACGT", "AC", "A"])  # few letters: alleles that can be aligned anywhere
+    contigs = {
+        f"c{i}": "".join(draw.choice(letters) for _ in range(draw.choice([1, 5, 60, 61, 200])))
+        for i in range(num_contigs)
+    }
+    contigs[f"c{num_contigs}"] = "ACGT"  # ends the file: no variants in it
+    records = [r for name in list(contigs)[:-1] for r in random_records(draw, name, contigs[name])]
+    return contigs, records
+
+
+seeds = st.integers(0, 2**32)
+slow = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@needs_bcftools
+@slow
+@given(seed=seeds, width=st.sampled_from([7, 60, 1000]))
+def test_generated_files_equal_bcftools(tmp_path: Path, seed: int, width: int) -> None:
+    """Overlapping, adjacent, duplicate, multi-allelic records, and indels at the contigs' ends."""
+    contigs, records = random_case(seed)
+    fasta = tmp_path / "r.fa"
+    fasta.write_text(
+        "".join(
+            f">{name}\n" + "".join(bases[i : i + width] + "\n" for i in range(0, len(bases), width))
+            for name, bases in contigs.items()
+        )
+    )
+    path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, SAMPLES))
+    ours = {
+        (h.sample, h.number, h.contig): whole(h)
+        for v in read_all(path, contigs)
+        for h in v.haplotypes
+    }
+    for sample in SAMPLES:
+        for number in (1, 2):
+            expected = bcftools_consensus(fasta, path, sample, number)
+            for name in list(contigs)[:-1]:
+                assert ours[sample, number, name] == expected[name], (name, sample, number)
+
+
+@slow
+@given(seed=seeds)
+def test_any_part_is_read_and_mapped_to_the_reference(tmp_path: Path, seed: int) -> None:
+    """Reading anywhere equals the whole, and what a part maps to spells it."""
+    contigs, records = random_case(seed)
+    path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, SAMPLES))
+    for variants in read_all(path, contigs):
+        reference = contigs[variants.contig]
+        own = [record for record in records if record.contig == variants.contig]
+        for haplotype in variants.haplotypes:
+            edits = edits_of(own, SAMPLES.index(haplotype.sample), haplotype.number)
+            text = spell(reference, edits)
+            assert whole(haplotype) == text
+            assert len(reference) + haplotype.coordinates.growth == len(text)
+            check_parts(haplotype, reference, text, edits, random.Random(seed))
+            check_cuts(haplotype, reference, edits)
+
+
+def check_parts(
+    haplotype: Haplotype, reference: str, text: str, edits: list[Edit], draw: random.Random
+) -> None:
+    starts = np.array([draw.randrange(len(text)) for _ in range(30)])
+    ends = np.array([draw.randrange(start + 1, len(text) + 1) for start in starts.tolist()])
+    intervals = haplotype.coordinates.to_reference(starts, ends)
+    for start, end, first, last, offset in np.stack([starts, ends, *intervals], 1).tolist():
+        assert haplotype.read(start, end).decode() == text[start:end]
+        mapped = spell(reference, edits, first, last)
+        assert mapped[offset : offset + end - start] == text[start:end]
+        moves = [e for e in edits if e.end - e.start != len(e.alt) and first <= e.end <= last]
+        assert moves or (last - first, offset) == (end - start, 0)
+
+
+def check_cuts(haplotype: Haplotype, reference: str, edits: list[Edit]) -> None:
+    places = np.arange(len(reference) + 1)
+    lower, upper = haplotype.coordinates.lower(places), haplotype.coordinates.upper(places)
+    moves = [edit for edit in edits if edit.end - edit.start != len(edit.alt)]
+    for place in places.tolist():
+        before = sum(len(e.alt) - (e.end - e.start) for e in moves if e.end <= place > e.start)
+        there = sum(len(e.alt) for e in moves if e.start == e.end == place)
+        around = [e for e in moves if e.start < place < e.end]
+        start = around[0].start if around else place
+        assert lower[place] == start + before
+        end = around[0].start + len(around[0].alt) if around else place
+        assert upper[place] == end + before + there
+
+
+def test_samples_and_haplotypes_are_chosen(tmp_path: Path) -> None:
+    """Names, a number of them, one haplotype; a draw of more samples has those of fewer."""
+    vcf = open_vcf(EXAMPLE_VCF)
+    assert len(choose_samples(vcf, SampleChoice())) == len(vcf.samples) == 20
+    names = ("HG02220", "HG00096")
+    assert choose_samples(vcf, SampleChoice(names)) == ("HG00096", "HG02220")
+    draws = [set(choose_samples(vcf, SampleChoice(num_samples=n, seed=1))) for n in range(1, 21)]
+    assert all(few < more for few, more in itertools.pairwise(draws))
+    assert draws[5] != set(choose_samples(vcf, SampleChoice(num_samples=6, seed=2)))
+    assert choose_samples(vcf, SampleChoice(names, num_samples=1))[0] in names
+    listed = tmp_path / "samples.txt"
+    listed.write_text("HG00096\n\n HG02220\n")
+    assert read_sample_names(listed) == ("HG00096", "HG02220")
+    contigs, records = random_case(1)
+    path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, SAMPLES))
+    for which, numbers in (("1", {1}), ("2", {2}), ("both", {1, 2})):
+        for variants in read_all(path, contigs, VariantOptions(haplotypes=which)):
+            assert {haplotype.number for haplotype in variants.haplotypes} == numbers
+
+
+def one_contig(tmp_path: Path, *records: Record, **options: Any) -> ContigVariants:
+    text = vcf_text(records, [f"s{i}" for i in range(len(records[0].genotypes))])
+    path = write_vcf(tmp_path / "v.vcf.gz", text)
+    (variants,) = read_all(path, {"c": "ACGTACGTAC"}, VariantOptions(**options))
+    return variants
+
+
+def spelled(variants: ContigVariants) -> list[str]:
+    return [whole(haplotype) for haplotype in variants.haplotypes]
+
+
+def test_what_cannot_be_applied_is_counted(tmp_path: Path) -> None:
+    """Symbolic alleles, missing genotypes, overlaps and another REF leave the reference."""
+    variants = one_contig(
+        tmp_path,
+        Record("c", 0, "A", ("<DEL>", "*", "G[c:5["), ("1|2", "3|.")),
+        Record("c", 1, "T", ("A",), ("1|1", "1|1")),
+        Record("c", 2, "G", ("A",), (".", ".|1")),
+        Record("c", 2, "G", ("T",), ("0|1", "1|1")),
+        on_ref_mismatch="skip",
+    )
+    assert spelled(variants) == ["ACGTACGTAC", "ACTTACGTAC", "ACTTACGTAC", "ACATACGTAC"]
+    assert (variants.num_records, variants.num_ref_mismatches) == (4, 1)
+    assert [tuple(haplotype.counts.values()) for haplotype in variants.haplotypes] == [
+        (0, 0, 1, 1, 0),
+        (1, 0, 1, 1, 0),
+        (1, 0, 1, 1, 0),
+        (1, 1, 0, 1, 0),
+    ]
+
+
+def test_a_sample_of_one_allele_has_one_haplotype(tmp_path: Path) -> None:
+    variants = one_contig(
+        tmp_path,
+        Record("c", 1, "C", ("T",), (".", "0|1", ".")),
+        Record("c", 4, "A", ("T",), ("1", "1|0", ".|.")),
+    )
+    names = [(haplotype.sample, haplotype.number) for haplotype in variants.haplotypes]
+    assert names == [("s0", 1), ("s1", 1), ("s1", 2), ("s2", 1), ("s2", 2)]
+    assert spelled(variants)[0] == "ACGTTCGTAC"
+
+
+def test_unphased_genotypes_are_skipped_or_drawn(tmp_path: Path) -> None:
+    """Equal alleles need no phase; a draw depends on seed, place and sample, not on the others."""
+    sites = range(10)
+    records = [Record("c", i, "ACGTACGTAC"[i], ("N",), ("0/1", "1/1", "0|1")) for i in sites]
+    skipped = one_contig(tmp_path, *records, unphased="skip")
+    assert spelled(skipped) == ["ACGTACGTAC"] * 2 + ["N" * 10] * 2 + ["ACGTACGTAC", "N" * 10]
+    assert [haplotype.counts["unphased"] for haplotype in skipped.haplotypes] == [
+        10,
+        10,
+        0,
+        0,
+        0,
+        0,
+    ]
+    drawn = [spelled(one_contig(tmp_path, *records, unphased="random", seed=n)) for n in range(20)]
+    for first, second, *rest in drawn:
+        assert all((a == "N") != (b == "N") for a, b in zip(first, second, strict=True))
+        assert rest == spelled(skipped)[2:]
+    assert 60 < sum(first.count("N") for first, *_ in drawn) < 140
+    assert len({first for first, *_ in drawn}) > 15
+    alone = [record._replace(genotypes=("0/1",)) for record in records]
+    assert spelled(one_contig(tmp_path, *alone, unphased="random", seed=7)) == drawn[7][:2]
+
+
+def test_bcf_and_plain_text_are_read_too(tmp_path: Path) -> None:
+    contigs, records = random_case(5)
+    path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, SAMPLES))
+    expected = [spelled(variants) for variants in read_all(path, contigs)]
+    with (
+        pysam.VariantFile(str(path)) as source,
+        pysam.VariantFile(str(tmp_path / "v.bcf"), "wb", header=source.header) as copy,
+    ):
+        for record in source:
+            copy.write(record)
+    (tmp_path / "v.vcf").write_text(vcf_text(records, SAMPLES).replace("\n", "\r\n"), newline="")
+    for name in ("v.bcf", "v.vcf"):
+        assert [spelled(variants) for variants in read_all(tmp_path / name, contigs)] == expected
+
+
+def test_a_long_haplotype_is_read_in_parts_of_its_reference(chr20: str) -> None:
+    """What is read of the reference is what is asked for, not the contig."""
+    reads: list[int] = []
+
+    class Counting(Text):
+        def read(self, start: int, end: int) -> bytes:
+            reads.append(end - start)
+            return super().read(start, end)
+
+    vcf = open_vcf(EXAMPLE_VCF)
+    (variants,) = read_variants([vcf], ["HG00096"], {"20": Counting(chr20)}, VariantOptions())
+    first = variants.haplotypes[0]
+    reads.clear()
+    parts = [
+        first.read(at, min(at + 99_991, first.length)) for at in range(0, first.length, 99_991)
+    ]
+    assert max(reads) < 101_000
+    assert b"".join(parts) == first.read(0, first.length)
