@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -75,9 +74,8 @@ class Haplotype:
         """Where it differs: the start, the length on the reference and here of every edit."""
         return self._core.edits(self._index)
 
-    @cached_property
     def coordinates(self) -> CoordinateMap:
-        """To the reference and back."""
+        """To the reference and back; made anew by each call."""
         starts, ref_lengths, alt_lengths = self.edits()
         moving = ref_lengths != alt_lengths
         return CoordinateMap(starts[moving], ref_lengths[moving], alt_lengths[moving])

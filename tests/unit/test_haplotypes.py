@@ -153,7 +153,7 @@ def test_any_part_is_read_and_mapped_to_the_reference(tmp_path: Path, seed: int)
             edits = edits_of(own, SAMPLES.index(haplotype.sample), haplotype.number)
             text = spell(reference, edits)
             assert whole(haplotype) == text
-            assert len(reference) + haplotype.coordinates.growth == len(text)
+            assert len(reference) + haplotype.coordinates().growth == len(text)
             check_parts(haplotype, reference, text, edits, random.Random(seed))
             check_cuts(haplotype, reference, edits)
 
@@ -163,7 +163,7 @@ def check_parts(
 ) -> None:
     starts = np.array([draw.randrange(len(text)) for _ in range(30)])
     ends = np.array([draw.randrange(start + 1, len(text) + 1) for start in starts.tolist()])
-    intervals = haplotype.coordinates.to_reference(starts, ends)
+    intervals = haplotype.coordinates().to_reference(starts, ends)
     for start, end, first, last, offset in np.stack([starts, ends, *intervals], 1).tolist():
         assert haplotype.read(start, end).decode() == text[start:end]
         mapped = spell(reference, edits, first, last)
@@ -174,7 +174,8 @@ def check_parts(
 
 def check_cuts(haplotype: Haplotype, reference: str, edits: list[Edit]) -> None:
     places = np.arange(len(reference) + 1)
-    lower, upper = haplotype.coordinates.lower(places), haplotype.coordinates.upper(places)
+    coordinates = haplotype.coordinates()
+    lower, upper = coordinates.lower(places), coordinates.upper(places)
     moves = [edit for edit in edits if edit.end - edit.start != len(edit.alt)]
     for place in places.tolist():
         before = sum(len(e.alt) - (e.end - e.start) for e in moves if e.end <= place > e.start)
