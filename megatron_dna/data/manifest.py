@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,35 @@ from megatron_dna.genome.corpus import SPLITS, ContigSummary, Document, Plan
 
 FORMAT = "megatron_dna genome 1"
 
-Tokens = Mapping[Document, int]
-"""Tokens of each document of the plan."""
+Counted = tuple[Document, int]
+"""A document and its tokens."""
 
 
-def describe(plan: Plan, tokens: Tokens) -> dict[str, Any]:
+def describe(plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
     """What the plan made of the contigs. Coordinates are 0-based half-open, on the forward strand.
 
     Row n of `documents[split]` is document n of the split's .idx. No interval of `documents.train`
     meets one of `holdout`: that is the proof that nothing held out is in training.
+
+    Args:
+        plan: of the documents.
+        tokens: of each document of the plan.
     """
-    by_contig: dict[str, list[Document]] = {contig.name: [] for contig in plan.contigs}
+    counted = list(zip(plan.documents, tokens, strict=True))
+    by_contig: dict[str, list[Counted]] = {contig.name: [] for contig in plan.contigs}
     dropped: dict[str, list[Document]] = {contig.name: [] for contig in plan.contigs}
-    for document in plan.documents:
-        by_contig[document.contig].append(document)
+    for document, count in counted:
+        by_contig[document.contig].append((document, count))
     for document in plan.dropped:
         dropped[document.contig].append(document)
     return {
-        "totals": _by_split(plan.documents, tokens),
+        "totals": _by_split(counted),
         "holdout": [
             {"contig": region.contig, "start": region.start, "end": region.end}
             for region in plan.holdout
         ],
         "contigs": [
-            _describe_contig(contig, by_contig[contig.name], dropped[contig.name], tokens)
+            _describe_contig(contig, by_contig[contig.name], dropped[contig.name])
             for contig in plan.contigs
         ],
         "documents": {
@@ -52,9 +57,9 @@ def describe(plan: Plan, tokens: Tokens) -> dict[str, Any]:
                     "start": document.start,
                     "end": document.end,
                     "strand": document.strand,
-                    "tokens": tokens[document],
+                    "tokens": count,
                 }
-                for document in plan.documents
+                for document, count in counted
                 if document.split == split
             ]
             for split in SPLITS
@@ -98,9 +103,8 @@ def write_durably(path: Path, text: str) -> None:
 
 def _describe_contig(
     contig: ContigSummary,
-    documents: Sequence[Document],
+    documents: Sequence[Counted],
     dropped: Sequence[Document],
-    tokens: Tokens,
 ) -> dict[str, Any]:
     return {
         "name": contig.name,
@@ -111,24 +115,25 @@ def _describe_contig(
         "bases_in_runs_of_n_dropped": contig.gap_bases,
         "short_stretches_dropped": len(dropped),
         "bases_in_short_stretches_dropped": sum(document.length for document in dropped),
-        **_by_split(documents, tokens),
+        **_by_split(documents),
     }
 
 
-def _by_split(documents: Sequence[Document], tokens: Tokens) -> dict[str, Any]:
+def _by_split(documents: Sequence[Counted]) -> dict[str, Any]:
     return {
-        split: _count([document for document in documents if document.split == split], tokens)
+        split: _count(
+            [(document, tokens) for document, tokens in documents if document.split == split]
+        )
         for split in SPLITS
     }
 
 
-def _count(documents: Iterable[Document], tokens: Tokens) -> dict[str, Any]:
+def _count(documents: Sequence[Counted]) -> dict[str, Any]:
     """Documents, bases and tokens; both strands count where both are there."""
-    lengths = [(document.length, tokens[document]) for document in documents]
-    num_bases = sum(bases for bases, _ in lengths)
-    num_tokens = sum(count for _, count in lengths)
+    num_bases = sum(document.length for document, _ in documents)
+    num_tokens = sum(tokens for _, tokens in documents)
     return {
-        "documents": len(lengths),
+        "documents": len(documents),
         "bases": num_bases,
         "tokens": num_tokens,
         "bases_per_token": round(num_bases / num_tokens, 4) if num_tokens else None,

@@ -1,25 +1,22 @@
 """FASTA files to Megatron's .bin/.idx: the whole way from genomes to token ids on the disk.
 
-Two passes over the files. The first reads and checks everything and plans the documents by
-coordinates; the second encodes them, in several threads (the C++ core works without the GIL) but
-written in the order of the plan, so the output does not depend on the number of workers.
+The files are read once, checked and put as cleaned sequence into a scratch file on the disk; the
+documents are planned by coordinates. Threads then read and encode them piece by piece (the C++ core
+works without the GIL), and the pieces are joined and written in the order of the plan: the output
+depends neither on the number of workers nor on the pieces, and no memory grows with a contig.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from megatron_dna.data import manifest as manifests
+from megatron_dna.data.encode import encode_in_order
 from megatron_dna.data.writer import IndexedWriter
 from megatron_dna.genome.corpus import (
     SPLITS,
@@ -27,14 +24,11 @@ from megatron_dna.genome.corpus import (
     Plan,
     Split,
     plan_documents,
-    read_documents,
     scan,
 )
 from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.genome.store import ReverseComplement, SequenceLike, SequenceStore
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-
-MAX_PENDING_PER_WORKER = 64
-"""Documents that are read ahead for each worker, where they are small."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +75,13 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     tokenizer = DnaTokenizer.from_file(options.tokenizer)
     _check_alphabet(options.tokenizer, tokenizer)
     inputs = [_describe_input(path) for path in options.fasta]
-    with _progress("reading", None) as bar:
-        contigs = scan(options.fasta, bar.update)
-    plan = plan_documents(
-        contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
-    )
-    options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        store = stack.enter_context(SequenceStore(_make_folder(options.output_prefix.parent)))
+        with _progress("reading", None) as bar:
+            contigs = scan(options.fasta, bar.update, store.append)
+        plan = plan_documents(
+            contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
+        )
         writers: dict[Split, IndexedWriter] = {
             split: stack.enter_context(
                 IndexedWriter(options.output(f"_{split}"), tokenizer.vocab_size)
@@ -95,7 +89,7 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
             for split in SPLITS
             if any(document.split == split for document in plan.documents)
         }
-        tokens = _encode_all(options, plan, tokenizer, writers)
+        tokens = _encode_all(options, plan, store, tokenizer, writers)
         manifest = {
             "format": manifests.FORMAT,
             "command": list(options.command),
@@ -169,61 +163,31 @@ def _progress(action: str, num_bases: int | None) -> tqdm[Any]:
 def _encode_all(
     options: PreprocessOptions,
     plan: Plan,
+    store: SequenceStore,
     tokenizer: DnaTokenizer,
     writers: dict[Split, IndexedWriter],
-) -> dict[Document, int]:
+) -> list[int]:
     """Encodes and adds every document of the plan; returns the tokens of each."""
-    tokens: dict[Document, int] = {}
-    documents = read_documents(options.fasta, plan)
-    longest = max(document.length for document in plan.documents)
+    tokens: list[int] = []
+    num_tokens = 0
+    items = ((document, _sequence_of(document, store)) for document in plan.documents)
     total = sum(document.length for document in plan.documents)
     with _progress("encoding", total) as bar:
-        for document, ids in _encode_in_order(documents, tokenizer, options.workers, longest):
-            writers[document.split].add_document(ids)
-            tokens[document] = len(ids)
-            bar.update(document.length)
+        for document, ids, is_last in encode_in_order(items, tokenizer, options.workers):
+            writers[document.split].append(ids)
+            num_tokens += len(ids)
+            if is_last:
+                writers[document.split].end_document()
+                tokens.append(num_tokens)
+                num_tokens = 0
+                bar.update(document.length)
     return tokens
 
 
-def _encode_in_order(
-    documents: Iterable[tuple[Document, bytes]],
-    tokenizer: DnaTokenizer,
-    workers: int,
-    longest: int,
-) -> Iterator[tuple[Document, npt.NDArray[np.int32]]]:
-    """Ids of each document, in order. At most (workers + 1) * longest bases are in memory."""
-    pending: deque[tuple[Document, Future[npt.NDArray[np.int32]]]] = deque()
-    num_bases = 0
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-    try:
-        for document, sequence in documents:
-            pending.append((document, pool.submit(_encode, tokenizer, document, sequence)))
-            num_bases += document.length
-            while num_bases > workers * longest or len(pending) > workers * MAX_PENDING_PER_WORKER:
-                first, future = pending.popleft()
-                num_bases -= first.length
-                yield first, future.result()
-                del future
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _encode(tokenizer: DnaTokenizer, document: Document, forward: bytes) -> npt.NDArray[np.int32]:
-    """Ids of a document; raises ValueError unless they spell it in full."""
-    sequence = document.on_its_strand(forward)
-    ids = tokenizer.encode(sequence)
-    lengths = tokenizer.token_lengths[ids]
-    if lengths.sum(dtype=np.int64) != len(sequence):
-        spelt = int(lengths[: int(np.argmin(lengths))].sum(dtype=np.int64))
-        position = document.start + spelt if document.strand == "+" else document.end - 1 - spelt
-        raise ValueError(
-            f"contig {document.contig!r}, position {position + 1} (1-based): the tokenizer has no "
-            f"token for {sequence[spelt : spelt + 1].decode()!r}; train one whose alphabet has it"
-        )
-    return ids
+def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:
+    """What a document spells, on its own strand."""
+    forward = store.stretch(document.contig, document.start, document.end)
+    return forward if document.strand == "+" else ReverseComplement(forward)
 
 
 def _publish(
@@ -246,3 +210,8 @@ def _publish(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

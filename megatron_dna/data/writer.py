@@ -40,7 +40,24 @@ class IndexedWriter:
             ValueError: it has no token, over 2,147,483,647 tokens, or an id outside the vocabulary.
             OSError: the disk is full or fails.
         """
+        self.append(ids)
+        self.end_document()
+
+    def append(self, ids: npt.NDArray[np.int32]) -> None:
+        """Adds ids, int32 [tokens], to the document that is open.
+
+        Raises:
+            ValueError: the document passes 2,147,483,647 tokens, or an id outside the vocabulary.
+            OSError: the disk is full or fails.
+        """
         self._writer.append(ids)
+
+    def end_document(self) -> None:
+        """Closes the open document.
+
+        Raises:
+            ValueError: it has no token.
+        """
         self._writer.end_document()
 
     def prepare(self) -> None:

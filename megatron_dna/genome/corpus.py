@@ -7,12 +7,13 @@ pass over the files then reads what it says.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_dna.genome.fasta import read_fastas
+from megatron_dna.genome.fasta import ContigPiece, read_fasta, read_pieces
 from megatron_dna.genome.regions import (
     Interval,
     Region,
@@ -20,7 +21,7 @@ from megatron_dna.genome.regions import (
     parse_region,
     split_interval,
 )
-from megatron_dna.genome.sequence import find_stretches, reverse_complement
+from megatron_dna.genome.sequence import StretchFinder, reverse_complement
 
 Split = Literal["train", "valid"]
 Strand = Literal["+", "-"]
@@ -94,23 +95,32 @@ class Plan:
     dropped: tuple[Document, ...]
 
 
-def scan(paths: Sequence[Path], advance: Callable[[int], object]) -> list[ContigSummary]:
-    """The first pass: reads and checks all sequence, keeps none.
+def scan(
+    paths: Sequence[Path],
+    advance: Callable[[int], object],
+    keep: Callable[[ContigPiece], object] = lambda piece: None,
+) -> list[ContigSummary]:
+    """Reads and checks all sequence of FASTA files in a few MB of memory.
 
     Args:
-        paths: FASTA files.
-        advance: told the number of bases after each contig.
+        paths: FASTA files; names of contigs are unique over all of them.
+        advance: told the number of bases after each piece.
+        keep: given each piece, such as `SequenceStore.append`.
 
     Raises:
-        ValueError: see `read_fastas`.
+        ValueError, OSError: see `read_pieces`.
     """
     summaries = []
-    for path, contig in read_fastas(list(paths)):
-        stretches = tuple(find_stretches(contig.sequence))
-        length = len(contig.sequence)
-        summaries.append(ContigSummary(contig.name, path, length, contig.num_ambiguous, stretches))
-        advance(length)
-        del contig
+    by_contig = itertools.groupby(read_pieces(paths), lambda item: (item[0], item[1].name))
+    for (path, name), pieces in by_contig:
+        finder, num_ambiguous = StretchFinder(), 0
+        for _, piece in pieces:
+            keep(piece)
+            finder.add(piece.bases)
+            num_ambiguous += piece.num_ambiguous
+            advance(len(piece.bases))
+        stretches = tuple(finder.stretches())
+        summaries.append(ContigSummary(name, path, finder.length, num_ambiguous, stretches))
     return summaries
 
 
@@ -168,10 +178,10 @@ def read_documents(paths: Sequence[Path], plan: Plan) -> Iterator[tuple[Document
     contigs = iter(plan.contigs)
     documents = iter(plan.documents)
     document = next(documents, None)
-    for path, contig in read_fastas(list(paths)):
+    for contig in itertools.chain.from_iterable(map(read_fasta, paths)):
         summary = next(contigs, None)
         if summary is None or (summary.name, summary.length) != (contig.name, len(contig.sequence)):
-            raise ValueError(f"{path} changed while it was read; start again")
+            raise ValueError("a FASTA file changed while it was read; start again")
         while document is not None and document.contig == contig.name:
             yield document, bytes(memoryview(contig.sequence)[document.start : document.end])
             document = next(documents, None)

@@ -1,4 +1,4 @@
-"""FASTA files, plain, gzipped or bgzipped, read contig by contig in bounded memory.
+"""FASTA files, plain, gzipped or bgzipped, read piece by piece in a few MB of memory.
 
 Files are told apart by content, not by name. Every flaw that would silently lose sequence is an
 error here: a file that ends early, an empty record, a name that comes twice, letters that are not
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -39,44 +39,72 @@ class Contig:
     num_ambiguous: int
 
 
-def read_fasta(path: Path) -> Iterator[Contig]:
-    """The contigs of a FASTA file in order. Memory: the largest contig and a few MB.
+@dataclass(frozen=True)
+class ContigPiece:
+    """The next bases of a record, at least one.
+
+    Attributes:
+        name: of the contig.
+        start: where the piece lies in the contig; 0 opens a new contig.
+        bases: cleaned (A, C, G, T, N).
+        num_ambiguous: how many of them were an IUPAC ambiguity code and are N now.
+    """
+
+    name: str
+    start: int
+    bases: bytes
+    num_ambiguous: int
+
+
+def read_pieces(paths: Sequence[Path]) -> Iterator[tuple[Path, ContigPiece]]:
+    """The contigs of FASTA files in order, in pieces of at most some MB, each with its file.
 
     Lower case becomes upper case, IUPAC ambiguity codes N; CRLF, blank lines and spaces are fine.
 
     Raises:
         ValueError: not FASTA, empty, truncated or damaged, a record without name or sequence, a
             name that comes twice, or a letter that is not a nucleotide. Names file and contig.
-        OSError: the file cannot be read.
-    """
-    names: set[str] = set()
-    for contig in _parse(path):
-        if contig.name in names:
-            raise ValueError(f"{path}: contig {contig.name!r} comes twice; names must be unique")
-        names.add(contig.name)
-        yield contig
-        del contig  # or two contigs would be in memory while the next one is read
-    if not names:
-        raise ValueError(f"{path}: no sequence in it; a FASTA file has at least one record")
-
-
-def read_fastas(paths: list[Path]) -> Iterator[tuple[Path, Contig]]:
-    """The contigs of several FASTA files, each with its file.
-
-    Raises:
-        ValueError: as `read_fasta`, or two files have a contig of the same name.
+        OSError: a file cannot be read.
     """
     owners: dict[str, Path] = {}
     for path in paths:
-        for contig in read_fasta(path):
-            first = owners.setdefault(contig.name, path)
-            if first != path or paths.count(path) > 1:
-                raise ValueError(
-                    f"contig {contig.name!r} is in {first} and again in {path}; names must be "
-                    "unique: rename it, or give the files in separate runs"
-                )
-            yield path, contig
-            del contig
+        names: set[str] = set()
+        for piece in _parse(path):
+            if piece.start == 0:
+                _check_name(path, piece.name, names, owners)
+                names.add(piece.name)
+            yield path, piece
+        if not names:
+            raise ValueError(f"{path}: no sequence in it; a FASTA file has at least one record")
+        owners |= dict.fromkeys(names, path)
+
+
+def _check_name(path: Path, name: str, names: set[str], owners: dict[str, Path]) -> None:
+    """Raises if a contig's name was in this file already, or in one before it."""
+    if name in names:
+        raise ValueError(f"{path}: contig {name!r} comes twice; names must be unique")
+    if name in owners:
+        raise ValueError(
+            f"contig {name!r} is in {owners[name]} and again in {path}; names must be "
+            "unique: rename it, or give the files in separate runs"
+        )
+
+
+def read_fasta(path: Path) -> Iterator[Contig]:
+    """The whole contigs of a FASTA file in order. Memory: the largest contig and a few MB.
+
+    Raises:
+        ValueError, OSError: see `read_pieces`.
+    """
+    name, sequence, num_ambiguous = "", bytearray(), 0
+    for _, piece in read_pieces([path]):
+        if piece.start == 0 and sequence:
+            yield Contig(name, sequence, num_ambiguous)
+            sequence, num_ambiguous = bytearray(), 0
+        name = piece.name
+        sequence += piece.bases
+        num_ambiguous += piece.num_ambiguous
+    yield Contig(name, sequence, num_ambiguous)
 
 
 def sha256_of(path: Path) -> str:
@@ -100,26 +128,25 @@ class _Record:
             raise ValueError(f"{path}: header {'>' + header.decode()[:80]!r} has no contig name")
         self.path = path
         self.name = words[0]
-        self.sequence = bytearray()
-        self.num_ambiguous = 0
+        self.length = 0
 
-    def add(self, raw: memoryview) -> None:
+    def add(self, raw: memoryview) -> ContigPiece | None:
+        """The piece that some lines of the record make, unless they are blank."""
         try:
-            bases, num_ambiguous = clean_sequence(raw, len(self.sequence))
+            bases, num_ambiguous = clean_sequence(raw, self.length)
         except ValueError as error:
             raise ValueError(
                 f"{self.path}: contig {self.name!r}: {error}; is this DNA, not protein or RNA?"
             ) from error
-        self.sequence += bases
-        self.num_ambiguous += num_ambiguous
+        start, self.length = self.length, self.length + len(bases)
+        return ContigPiece(self.name, start, bases, num_ambiguous) if bases else None
 
-    def finish(self) -> Contig:
-        if not self.sequence:
+    def finish(self) -> None:
+        if not self.length:
             raise ValueError(f"{self.path}: contig {self.name!r} has no sequence")
-        return Contig(self.name, self.sequence, self.num_ambiguous)
 
 
-def _parse(path: Path) -> Iterator[Contig]:
+def _parse(path: Path) -> Iterator[ContigPiece]:
     record: _Record | None = None
     in_header = False
     rest = b"\n"  # a file's first line counts as the start of a line
@@ -136,12 +163,14 @@ def _parse(path: Path) -> Iterator[Contig]:
             start = text.find(b"\n>", position)
             # A line end that closes the chunk may open a header with the next one: keep it back.
             end = start if start >= 0 else len(text) - text.endswith(b"\n")
-            _add(path, record, memoryview(text)[position:end])
+            piece = _add(path, record, memoryview(text)[position:end])
+            if piece is not None:
+                yield piece
             position = end
             if start < 0:
                 break
             if record is not None:
-                yield record.finish()
+                record.finish()
                 record = None
             position, in_header = start + 2, True
         rest = text[position:]
@@ -150,19 +179,20 @@ def _parse(path: Path) -> Iterator[Contig]:
     if in_header:
         record = _Record(path, rest)
     if record is not None:
-        yield record.finish()
+        record.finish()
 
 
-def _add(path: Path, record: _Record | None, raw: memoryview) -> None:
+def _add(path: Path, record: _Record | None, raw: memoryview) -> ContigPiece | None:
     """Gives sequence to its record; before the first header there can only be blank lines."""
     if record is not None:
-        record.add(raw)
-    elif bytes(raw).strip():
+        return record.add(raw)
+    if bytes(raw).strip():
         start = bytes(raw).strip()[:20]
         raise ValueError(
             f"{path}: does not start with '>' but with {start!r}; FASTA is read plain, gzipped "
             "or bgzipped"
         )
+    return None
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
@@ -172,7 +202,7 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
         ValueError: the compressed content is truncated or damaged.
     """
     if not path.is_file():
-        what = "must be a regular file: it is read twice" if path.exists() else "is not there"
+        what = "must be a regular file" if path.exists() else "is not there"
         raise ValueError(f"FASTA file {path} {what}")
     with path.open("rb") as raw:
         start = raw.read(18)

@@ -43,6 +43,34 @@ def find_stretches(sequence: Bases, min_run: int = MIN_GAP_LENGTH) -> list[tuple
     return _core.find_stretches(sequence, min_run)
 
 
+class StretchFinder:
+    """As `find_stretches`, of a sequence that comes in pieces and is not kept."""
+
+    def __init__(self, min_run: int = MIN_GAP_LENGTH) -> None:
+        """Starts a sequence; see `find_stretches`."""
+        self.length = 0
+        self._min_run = min_run
+        self._found: list[tuple[int, int]] = []  # without the runs of N at the sequence's ends
+
+    def add(self, sequence: Bases) -> None:
+        """The next bases."""
+        for start, end in find_stretches(sequence, min_run=1):
+            start, end = start + self.length, end + self.length
+            if self._found and start - self._found[-1][1] < self._min_run:
+                start = self._found.pop()[0]
+            self._found.append((start, end))
+        self.length += len(sequence)
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """What was found so far, as if the sequence ended here."""
+        found = self._found or [(0, 0)]
+        if found[0][0] < self._min_run:
+            found = [(0, found[0][1]), *found[1:]]
+        if self.length - found[-1][1] < self._min_run:
+            found = [*found[:-1], (found[-1][0], self.length)]
+        return [(start, end) for start, end in found if start < end]
+
+
 def reverse_complement(sequence: Bases) -> bytes:
     """The other strand of a cleaned sequence, read from its own start.
 

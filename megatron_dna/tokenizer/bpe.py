@@ -114,6 +114,14 @@ class DnaTokenizer:
         """
         return self._encoder.encode(sequence)
 
+    def may_follow(self, left: int, right: int) -> bool:
+        """Whether two tokens of bases can be neighbours: the text of both is encoded as the two.
+
+        A sequence of tokens of which every two neighbours can be is the encoding of its text.
+        """
+        ids = self.encode(self._bases[left] + self._bases[right])
+        return np.array_equal(ids, (left, right))
+
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """The bases that the ids spell: `token_lengths[ids].sum()` letters, special ids none.
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_dna.genome import fasta
-from megatron_dna.genome.fasta import read_fasta, read_fastas, sha256_of
+from megatron_dna.genome.fasta import read_fasta, read_pieces, sha256_of
 from tests.unit.genome_files import EXAMPLE
 
 
@@ -142,6 +142,6 @@ def test_a_name_in_two_files_is_an_error(tmp_path: Path) -> None:
     first = write(tmp_path / "a.fa", b">1\nA\n>2\nC\n")
     second = write(tmp_path / "b.fa", b">3\nA\n>2\nC\n")
     with pytest.raises(ValueError, match=r"contig '2' is in .*a\.fa and again in .*b\.fa"):
-        list(read_fastas([first, second]))
+        list(read_pieces([first, second]))
     with pytest.raises(ValueError, match="contig '1' is in"):
-        list(read_fastas([first, first]))
+        list(read_pieces([first, first]))

@@ -43,7 +43,7 @@ def test_a_bad_fasta_file_is_one_clear_error(
     changes: dict[str, Any] = {"fasta": (*first, tmp_path / "bad.fa"), "holdout": ()}
     with pytest.raises(ValueError, match=message):
         preprocess(options(**changes))
-    assert not options().output_prefix.parent.exists()
+    assert not files(options().output_prefix.parent)
     preprocess(options())
     before = files(options().output_prefix.parent)
     with pytest.raises(ValueError, match=message):
@@ -71,7 +71,7 @@ def test_a_bad_option_is_one_clear_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         preprocess(options(**changes))
-    assert not options().output_prefix.parent.exists()
+    assert not files(options().output_prefix.parent)
 
 
 def test_the_same_contig_in_two_files_is_an_error(
@@ -145,7 +145,7 @@ preprocess(PreprocessOptions(fasta, Path(tokenizer), Path(prefix), holdout=("b",
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    [("add_document", 4), ("prepare", 2), ("publish", 1), ("publish", 2), ("replace", 1)],
+    [("end_document", 4), ("prepare", 2), ("publish", 1), ("publish", 2), ("replace", 1)],
 )
 def test_a_crash_leaves_no_mixed_output_and_a_rerun_works(
     options: Callable[..., PreprocessOptions], name: str, calls: int
@@ -206,13 +206,13 @@ TERMINATED = """
 import os, runpy, signal, sys
 from megatron_dna.data.writer import IndexedWriter
 
-original = IndexedWriter.add_document
+original = IndexedWriter.end_document
 
-def add_document(self, ids):
-    original(self, ids)
+def end_document(self):
+    original(self)
     os.kill(os.getpid(), signal.SIGTERM)
 
-IndexedWriter.add_document = add_document
+IndexedWriter.end_document = end_document
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
