@@ -90,8 +90,12 @@ class CoordinateWriter:
             "format": np.array(FORMAT),
             "contigs": np.array(contigs),
             "samples": np.array(samples),
-            "sequence_contig": np.array([contigs.index(key[0]) for key in self._sequences], np.int32),
-            "sequence_sample": np.array([samples.index(key[1]) for key in self._sequences], np.int32),
+            "sequence_contig": np.array(
+                [contigs.index(key[0]) for key in self._sequences], np.int32
+            ),
+            "sequence_sample": np.array(
+                [samples.index(key[1]) for key in self._sequences], np.int32
+            ),
             "sequence_haplotype": np.array([key[2] for key in self._sequences], np.int8),
             "sequence_first_edit": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
             "edit_start": np.concatenate([edits.starts for edits in self._edits]),

@@ -67,6 +67,17 @@ def describe(plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def add_haplotypes(
+    manifest: dict[str, Any], description: dict[str, Any], totals: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Adds what `data.haplotypes` has written to a manifest of the reference, and to its totals."""
+    manifest["haplotypes"] = description
+    for split, total in manifest["totals"].items():
+        for key, value in totals[split].items():
+            total[key] += value
+        total["bases_per_token"] = _ratio(total["bases"], total["tokens"])
+
+
 def versions() -> dict[str, str]:
     """Of what can change the output."""
     return {
@@ -136,8 +147,12 @@ def _count(documents: Sequence[Counted]) -> dict[str, Any]:
         "documents": len(documents),
         "bases": num_bases,
         "tokens": num_tokens,
-        "bases_per_token": round(num_bases / num_tokens, 4) if num_tokens else None,
+        "bases_per_token": _ratio(num_bases, num_tokens),
     }
+
+
+def _ratio(num_bases: int, num_tokens: int) -> float | None:
+    return round(num_bases / num_tokens, 4) if num_tokens else None
 
 
 def _encode(value: Any, indent: str, depth: int) -> str:

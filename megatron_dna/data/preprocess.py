@@ -8,16 +8,20 @@ depends neither on the number of workers nor on the pieces, and no memory grows 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from megatron_dna.data import manifest as manifests
+from megatron_dna.data.coordinates import SUFFIX
+from megatron_dna.data.document_writer import DocumentWriter
 from megatron_dna.data.encode import encode_in_order
-from megatron_dna.data.writer import IndexedWriter
+from megatron_dna.data.haplotypes import HaplotypeOptions, HaplotypeSource
 from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
@@ -27,6 +31,7 @@ from megatron_dna.genome.corpus import (
     scan,
 )
 from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.genome.haplotype_documents import HaplotypeDocument
 from megatron_dna.genome.store import ReverseComplement, SequenceLike, SequenceStore
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
@@ -43,6 +48,7 @@ class PreprocessOptions:
         holdout: regions for P_valid, which P_train has nothing of: `20:3000001-4000000` (1-based,
             inclusive) or a whole contig.
         min_length: shorter stretches are dropped (bases).
+        haplotypes: VCF files, whose haplotypes follow the reference.
         workers: threads that encode.
         command: recorded in the manifest.
     """
@@ -53,8 +59,14 @@ class PreprocessOptions:
     reverse_complement: bool = False
     holdout: tuple[str, ...] = ()
     min_length: int = 0
+    haplotypes: HaplotypeOptions | None = None
     workers: int = 1
     command: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The genomes' files."""
+        return (*self.fasta, *(self.haplotypes.vcf if self.haplotypes else ()))
 
     def output(self, suffix: str) -> Path:
         """A file (or, for `_train`, a prefix) of the output."""
@@ -74,7 +86,8 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     _check_options(options)
     tokenizer = DnaTokenizer.from_file(options.tokenizer)
     _check_alphabet(options.tokenizer, tokenizer)
-    inputs = [_describe_input(path) for path in options.fasta]
+    source = HaplotypeSource(options.haplotypes) if options.haplotypes else None
+    inputs = [_describe_input(path) for path in options.inputs]
     with ExitStack() as stack:
         store = stack.enter_context(SequenceStore(_make_folder(options.output_prefix.parent)))
         with _progress("reading", None) as bar:
@@ -82,14 +95,14 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
-        writers: dict[Split, IndexedWriter] = {
+        writers: dict[Split, DocumentWriter] = {
             split: stack.enter_context(
-                IndexedWriter(options.output(f"_{split}"), tokenizer.vocab_size)
+                DocumentWriter(options.output(f"_{split}"), tokenizer.vocab_size)
             )
             for split in SPLITS
             if any(document.split == split for document in plan.documents)
         }
-        tokens = _encode_all(options, plan, store, tokenizer, writers)
+        tokens = _encode_all(options, plan, source, store, tokenizer, writers)
         manifest = {
             "format": manifests.FORMAT,
             "command": list(options.command),
@@ -108,6 +121,8 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
             "dtype": writers["train"].dtype.name,
             **manifests.describe(plan, tokens),
         }
+        if source is not None:
+            manifests.add_haplotypes(manifest, source.describe(), source.totals())
         _publish(options, writers, manifest)
     return manifest
 
@@ -125,7 +140,7 @@ def _check_options(options: PreprocessOptions) -> None:
         raise ValueError(
             f"output_prefix ({options.output_prefix}) is a folder; add a name: files begin with it"
         )
-    for path in (*options.fasta, options.tokenizer):
+    for path in (*options.inputs, options.tokenizer):
         if not path.is_file():
             raise ValueError(f"input file {path} is not there, or not a regular file")
     _check_outputs(options)
@@ -135,9 +150,11 @@ def _check_outputs(options: PreprocessOptions) -> None:
     """No output may take the place of a file that this tool did not make."""
     manifest = options.output(".json")
     outputs = [
-        options.output(f"_{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx")
+        options.output(f"_{split}{suffix}")
+        for split in SPLITS
+        for suffix in (".bin", ".idx", SUFFIX)
     ]
-    for path in (*options.fasta, options.tokenizer):
+    for path in (*options.inputs, options.tokenizer):
         if path.resolve() in [output.resolve() for output in (manifest, *outputs)]:
             raise ValueError(
                 f"output_prefix ({options.output_prefix}) would overwrite input {path}"
@@ -163,22 +180,30 @@ def _progress(action: str, num_bases: int | None) -> tqdm[Any]:
 def _encode_all(
     options: PreprocessOptions,
     plan: Plan,
+    source: HaplotypeSource | None,
     store: SequenceStore,
     tokenizer: DnaTokenizer,
-    writers: dict[Split, IndexedWriter],
+    writers: dict[Split, DocumentWriter],
 ) -> list[int]:
-    """Encodes and adds every document of the plan; returns the tokens of each."""
+    """Encodes and adds every document; returns the tokens of each of the plan."""
     tokens: list[int] = []
     num_tokens = 0
-    items = ((document, _sequence_of(document, store)) for document in plan.documents)
+    documents: Iterable[Document] = plan.documents
+    if source is not None:
+        haplotypes = source.documents(plan, store, options.min_length, options.reverse_complement)
+        documents = chain(documents, haplotypes)
+    items = ((document, _sequence_of(document, store)) for document in documents)
     total = sum(document.length for document in plan.documents)
     with _progress("encoding", total) as bar:
         for document, ids, is_last in encode_in_order(items, tokenizer, options.workers):
             writers[document.split].append(ids)
             num_tokens += len(ids)
             if is_last:
-                writers[document.split].end_document()
-                tokens.append(num_tokens)
+                writers[document.split].end_document(document)
+                if source is not None and isinstance(document, HaplotypeDocument):
+                    source.count(document, num_tokens)
+                else:
+                    tokens.append(num_tokens)
                 num_tokens = 0
                 bar.update(document.length)
     return tokens
@@ -186,12 +211,16 @@ def _encode_all(
 
 def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:
     """What a document spells, on its own strand."""
-    forward = store.stretch(document.contig, document.start, document.end)
+    forward: SequenceLike
+    if isinstance(document, HaplotypeDocument):
+        forward = document.forward
+    else:
+        forward = store.stretch(document.contig, document.start, document.end)
     return forward if document.strand == "+" else ReverseComplement(forward)
 
 
 def _publish(
-    options: PreprocessOptions, writers: dict[Split, IndexedWriter], manifest: dict[str, Any]
+    options: PreprocessOptions, writers: dict[Split, DocumentWriter], manifest: dict[str, Any]
 ) -> None:
     """Brings everything to the disk, then gives all files their names, the manifest last."""
     for writer in writers.values():
@@ -204,7 +233,8 @@ def _publish(
         for split in SPLITS:
             options.output(f"_{split}.idx").unlink(missing_ok=True)
             if split not in writers:
-                options.output(f"_{split}.bin").unlink(missing_ok=True)
+                for suffix in (".bin", SUFFIX):
+                    options.output(f"_{split}{suffix}").unlink(missing_ok=True)
         for writer in writers.values():
             writer.publish()
         partial.replace(path)

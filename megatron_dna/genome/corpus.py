@@ -8,7 +8,7 @@ pass over the files then reads what it says.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from megatron_dna.genome.sequence import StretchFinder, reverse_complement
 
 Split = Literal["train", "valid"]
 Strand = Literal["+", "-"]
+Part = tuple[Interval, Split]
 SPLITS: tuple[Split, Split] = ("train", "valid")
 
 
@@ -94,6 +95,13 @@ class Plan:
     documents: tuple[Document, ...]
     dropped: tuple[Document, ...]
 
+    def parts(self) -> dict[str, list[Part]]:
+        """The parts of each contig that documents are made of, by its name."""
+        cuts: dict[str, list[Interval]] = {contig.name: [] for contig in self.contigs}
+        for region in self.holdout:
+            cuts[region.contig].append((region.start, region.end))
+        return {contig.name: contig_parts(contig, cuts[contig.name]) for contig in self.contigs}
+
 
 def scan(
     paths: Sequence[Path],
@@ -124,6 +132,15 @@ def scan(
     return summaries
 
 
+def contig_parts(contig: ContigSummary, cuts: Iterable[Interval]) -> list[Part]:
+    """A contig's stretches between runs of N, cut at held-out regions; each part with its split."""
+    return [
+        (part, "valid" if inside else "train")
+        for stretch in contig.stretches
+        for part, inside in split_interval(stretch, cuts)
+    ]
+
+
 def plan_documents(
     contigs: Sequence[ContigSummary],
     holdout: Sequence[str] = (),
@@ -151,16 +168,14 @@ def plan_documents(
     documents: list[Document] = []
     dropped: list[Document] = []
     for contig in contigs:
-        for stretch in contig.stretches:
-            for (start, end), inside in split_interval(stretch, cuts.get(contig.name, ())):
-                split: Split = "valid" if inside else "train"
-                forward = Document(contig.name, start, end, "+", split)
-                if forward.length < min_length:
-                    dropped.append(forward)
-                    continue
-                documents.append(forward)
-                if both_strands:
-                    documents.append(Document(contig.name, start, end, "-", split))
+        for (start, end), split in contig_parts(contig, cuts.get(contig.name, ())):
+            forward = Document(contig.name, start, end, "+", split)
+            if forward.length < min_length:
+                dropped.append(forward)
+                continue
+            documents.append(forward)
+            if both_strands:
+                documents.append(Document(contig.name, start, end, "-", split))
     regions = [Region(name, *cut) for name in lengths for cut in cuts.get(name, ())]
     plan = Plan(tuple(contigs), tuple(regions), tuple(documents), tuple(dropped))
     _check_splits(plan, min_length)

@@ -7,21 +7,15 @@ nucleotides.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from megatron_dna.genome.compressed import CHUNK_BYTES, read_chunks
 from megatron_dna.genome.sequence import clean_sequence
 
-CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
-
-# The empty block that ends every bgzip file (SAM specification, 4.1.2).
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ def _parse(path: Path) -> Iterator[ContigPiece]:
     record: _Record | None = None
     in_header = False
     rest = b"\n"  # a file's first line counts as the start of a line
-    for chunk in _read_chunks(path):
+    for chunk in read_chunks(path, "FASTA file"):
         text = rest + chunk
         position = 0
         while True:
@@ -193,45 +187,3 @@ def _add(path: Path, record: _Record | None, raw: memoryview) -> ContigPiece | N
             "or bgzipped"
         )
     return None
-
-
-def _read_chunks(path: Path) -> Iterator[bytes]:
-    """The content of a file, decompressed. A file that ends early is an error, never less content.
-
-    Raises:
-        ValueError: the compressed content is truncated or damaged.
-    """
-    if not path.is_file():
-        what = "must be a regular file" if path.exists() else "is not there"
-        raise ValueError(f"FASTA file {path} {what}")
-    with path.open("rb") as raw:
-        start = raw.read(18)
-        raw.seek(0)
-        if not start.startswith(b"\x1f\x8b"):
-            while chunk := raw.read(CHUNK_BYTES):
-                yield chunk
-            return
-        if start[12:14] == b"BC" and start[3] & 4:  # the extra field that makes gzip bgzip
-            _check_bgzf_end(path, raw)
-        try:
-            with gzip.GzipFile(fileobj=raw) as stream:
-                while chunk := stream.read(CHUNK_BYTES):
-                    yield chunk
-        except EOFError as error:
-            raise ValueError(
-                f"{path}: the gzip content ends early; the file is truncated, copy it again"
-            ) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: the gzip content is damaged ({error})") from error
-
-
-def _check_bgzf_end(path: Path, raw: BinaryIO) -> None:
-    """A bgzip file that was cut between two blocks is still valid gzip: its last block tells."""
-    raw.seek(0, 2)
-    raw.seek(max(raw.tell() - len(_BGZF_END), 0))
-    if raw.read() != _BGZF_END:
-        raise ValueError(
-            f"{path}: the end-of-file block of bgzip is missing; the file is truncated, copy it "
-            "again"
-        )
-    raw.seek(0)

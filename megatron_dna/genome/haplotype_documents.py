@@ -12,9 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_dna.genome.coordinates import CoordinateMap, Positions
-from megatron_dna.genome.corpus import Document, Split
+from megatron_dna.genome.corpus import Document, Part
 from megatron_dna.genome.regions import Interval
 from megatron_dna.genome.variants import Haplotype
+
+
+@dataclass(frozen=True)
+class HaplotypePart:
+    """A part of a haplotype as a `SequenceLike`; `offset` is its first base on the haplotype."""
+
+    haplotype: Haplotype
+    offset: int
+    length: int
+
+    def read(self, start: int, end: int) -> bytes:
+        """See `SequenceLike.read`."""
+        return self.haplotype.read(self.offset + start, self.offset + end)
 
 
 @dataclass(frozen=True)
@@ -36,13 +49,14 @@ class HaplotypeDocument(Document):
         """Bases."""
         return self.hap_end - self.hap_start
 
-    def read(self, start: int, end: int) -> bytes:
-        """Bases of its forward strand; see `SequenceLike.read`."""
-        return self.haplotype.read(self.hap_start + start, self.hap_start + end)
+    @property
+    def forward(self) -> HaplotypePart:
+        """Its forward strand."""
+        return HaplotypePart(self.haplotype, self.hap_start, self.length)
 
 
 def plan_haplotype(
-    haplotype: Haplotype, parts: Sequence[tuple[Interval, Split]], context: int | None
+    haplotype: Haplotype, parts: Sequence[Part], context: int | None
 ) -> Iterator[HaplotypeDocument]:
     """The documents of a haplotype in order, forward strand only.
 

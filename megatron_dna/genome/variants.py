@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from megatron_dna import _core
 from megatron_dna.genome.coordinates import CoordinateMap, Positions
+from megatron_dna.genome.store import SequenceLike
 from megatron_dna.genome.vcf import VcfFile, name_key
-
-if TYPE_CHECKING:
-    from megatron_dna.genome.store import SequenceLike
 
 Which = Literal["both", "1", "2"]
 TAB = b"\t"

@@ -53,7 +53,8 @@ ERRORS = {
     ),
     "one and two alleles": (
         broken(record(genotypes=("0|1", "1"))),
-        r"contig 'c', position 6: sample 'two' has 1 allele.* here and 2 before; .*as many on all of a contig",
+        r"contig 'c', position 6: sample 'two' has 1 allele.* here and 2 before; "
+        r".*as many on all of a contig",
     ),
     "three alleles": (
         broken(record(genotypes=("0|1|0", "0|0"))),
