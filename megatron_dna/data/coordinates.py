@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -160,6 +160,7 @@ class DocumentCoordinates:
 
     path: Path
     arrays: dict[str, npt.NDArray[Any]]
+    _maps: dict[int, CoordinateMap] = field(default_factory=dict)  # that of the last sequence
 
     @classmethod
     def open(cls, prefix: Path) -> DocumentCoordinates:
@@ -217,6 +218,11 @@ class DocumentCoordinates:
 
     def _map(self, document: int) -> CoordinateMap:
         sequence = int(self.arrays["document_sequence"][document])
-        bounds = self.arrays["sequence_first_edit"][sequence : sequence + 2].tolist()
-        edits = (self.arrays[f"edit_{name}"] for name in ("start", "ref_length", "alt_length"))
-        return CoordinateMap(*(column[slice(*bounds)].astype(np.int64) for column in edits))
+        if sequence not in self._maps:
+            bounds = self.arrays["sequence_first_edit"][sequence : sequence + 2].tolist()
+            edits = (self.arrays[f"edit_{name}"] for name in ("start", "ref_length", "alt_length"))
+            self._maps.clear()
+            self._maps[sequence] = CoordinateMap(
+                *(column[slice(*bounds)].astype(np.int64) for column in edits)
+            )
+        return self._maps[sequence]

@@ -166,7 +166,7 @@ def test_the_number_of_workers_does_not_change_a_byte(
     for workers in (1, 2, 5):
         preprocess(options(workers=workers, output_prefix=tmp_path / str(workers) / "p"))
     assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "5")
-    assert len(files(tmp_path / "1")) == 5
+    assert len(files(tmp_path / "1")) == 7
 
 
 def test_many_small_contigs_stay_in_order(
@@ -190,7 +190,12 @@ def test_without_holdout_there_is_no_valid_file(options: Callable[..., Preproces
     preprocess(options())
     assert "p_valid.idx" in files(folder)
     manifest = preprocess(options(holdout=()))
-    assert files(folder).keys() == {"p.json", "p_train.bin", "p_train.idx"}
+    assert files(folder).keys() == {
+        "p.json",
+        "p_train.bin",
+        "p_train.idx",
+        "p_train.coordinates.npz",
+    }
     assert manifest["documents"]["valid"] == []
     assert manifest["totals"]["valid"]["documents"] == 0
     assert manifest["totals"]["train"]["bases"] == 2 * (100_010 + 41 - 12 - 500 - 25 - 10 - 41)
