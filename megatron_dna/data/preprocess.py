@@ -8,7 +8,9 @@ depends neither on the number of workers nor on the pieces, and no memory grows 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,10 @@ from tqdm import tqdm
 
 from megatron_dna.data import manifest as manifests
 from megatron_dna.data.encode import encode_in_order
-from megatron_dna.data.writer import IndexedWriter
+from megatron_dna.data.output import Output
 from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
-    Plan,
-    Split,
     plan_documents,
     scan,
 )
@@ -65,51 +65,58 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     """Writes the files of `options.output_prefix` and returns the manifest.
 
     Nothing has its real name before everything is encoded and on the disk. Older files of the same
-    prefix are then replaced as a set: the old manifest goes first, the new one comes last.
+    prefix are then replaced as a set: the old manifest goes first, the new one comes last. A run
+    that was killed or interrupted goes on where it stopped, to the same bytes.
 
     Raises:
         ValueError: an option, a region, a FASTA file or the tokenizer is at fault; nothing is left.
-        OSError: a file cannot be read or written; nothing is left.
+        OSError: a file cannot be read or written; nothing is left but what can be gone on with.
     """
     _check_options(options)
     tokenizer = DnaTokenizer.from_file(options.tokenizer)
     _check_alphabet(options.tokenizer, tokenizer)
-    inputs = [_describe_input(path) for path in options.fasta]
-    with ExitStack() as stack:
-        store = stack.enter_context(SequenceStore(_make_folder(options.output_prefix.parent)))
+    head = _describe_run(options, tokenizer)
+    options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
+    with SequenceStore(options.output_prefix.parent) as store:
         with _progress("reading", None) as bar:
             contigs = scan(options.fasta, bar.update, store.append)
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
-        writers: dict[Split, IndexedWriter] = {
-            split: stack.enter_context(
-                IndexedWriter(options.output(f"_{split}"), tokenizer.vocab_size)
-            )
-            for split in SPLITS
-            if any(document.split == split for document in plan.documents)
-        }
-        tokens = _encode_all(options, plan, store, tokenizer, writers)
-        manifest = {
-            "format": manifests.FORMAT,
-            "command": list(options.command),
-            "versions": manifests.versions(),
-            "options": {
-                "reverse_complement": options.reverse_complement,
-                "holdout": list(options.holdout),
-                "min_length": options.min_length,
-            },
-            "inputs": inputs,
-            "tokenizer": {
-                "path": str(options.tokenizer),
-                "sha256": tokenizer.sha256,
-                "vocab_size": tokenizer.vocab_size,
-            },
-            "dtype": writers["train"].dtype.name,
-            **manifests.describe(plan, tokens),
-        }
-        _publish(options, writers, manifest)
+        splits = [document.split for document in plan.documents]
+        fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
+        with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
+            _encode_all(plan.documents, store, tokenizer, options.workers, output)
+            manifest = {
+                "format": manifests.FORMAT,
+                "command": list(options.command),
+                **head,
+                "dtype": output.dtype.name,
+                **manifests.describe(plan, output.tokens),
+            }
+            output.publish(manifest)
     return manifest
+
+
+def _describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[str, Any]:
+    """All that shapes the output: where it is the same, an interrupted run can go on."""
+    return {
+        "versions": manifests.versions(),
+        "options": {
+            "reverse_complement": options.reverse_complement,
+            "holdout": list(options.holdout),
+            "min_length": options.min_length,
+        },
+        "inputs": [
+            {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in options.fasta
+        ],
+        "tokenizer": {
+            "path": str(options.tokenizer),
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+        },
+    }
 
 
 def _check_options(options: PreprocessOptions) -> None:
@@ -151,67 +158,31 @@ def _check_alphabet(path: Path, tokenizer: DnaTokenizer) -> None:
         raise ValueError(f"tokenizer {path} has no token for {', '.join(missing)}")
 
 
-def _describe_input(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
 def _progress(action: str, num_bases: int | None) -> tqdm[Any]:
     """A progress bar in bases, on a terminal only."""
     return tqdm(total=num_bases, desc=action, unit="bp", unit_scale=True, disable=None)
 
 
 def _encode_all(
-    options: PreprocessOptions,
-    plan: Plan,
+    documents: Sequence[Document],
     store: SequenceStore,
     tokenizer: DnaTokenizer,
-    writers: dict[Split, IndexedWriter],
-) -> list[int]:
-    """Encodes and adds every document of the plan; returns the tokens of each."""
-    tokens: list[int] = []
-    num_tokens = 0
-    items = ((document, _sequence_of(document, store)) for document in plan.documents)
-    total = sum(document.length for document in plan.documents)
-    with _progress("encoding", total) as bar:
-        for document, ids, is_last in encode_in_order(items, tokenizer, options.workers):
-            writers[document.split].append(ids)
-            num_tokens += len(ids)
+    workers: int,
+    output: Output,
+) -> None:
+    """Encodes and adds every document that an interrupted run has not finished."""
+    num_done = len(output.tokens)
+    items = ((document, _sequence_of(document, store)) for document in documents[num_done:])
+    with _progress("encoding", sum(document.length for document in documents)) as bar:
+        bar.update(sum(document.length for document in documents[:num_done]))
+        for document, ids, is_last in encode_in_order(items, tokenizer, workers):
+            output.append(ids)
             if is_last:
-                writers[document.split].end_document()
-                tokens.append(num_tokens)
-                num_tokens = 0
+                output.end_document(document.length)
                 bar.update(document.length)
-    return tokens
 
 
 def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:
     """What a document spells, on its own strand."""
     forward = store.stretch(document.contig, document.start, document.end)
     return forward if document.strand == "+" else ReverseComplement(forward)
-
-
-def _publish(
-    options: PreprocessOptions, writers: dict[Split, IndexedWriter], manifest: dict[str, Any]
-) -> None:
-    """Brings everything to the disk, then gives all files their names, the manifest last."""
-    for writer in writers.values():
-        writer.prepare()
-    path, partial = options.output(".json"), options.output(".json.partial")
-    try:
-        manifests.write_durably(partial, manifests.encode_manifest(manifest))
-        path.unlink(missing_ok=True)
-        # Held-out files of an older run must not stay beside a training file that may hold them.
-        for split in SPLITS:
-            options.output(f"_{split}.idx").unlink(missing_ok=True)
-            if split not in writers:
-                options.output(f"_{split}.bin").unlink(missing_ok=True)
-        for writer in writers.values():
-            writer.publish()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _make_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
