@@ -4,20 +4,35 @@
 Writes PREFIX_train.{bin,idx}, with --holdout PREFIX_valid.{bin,idx}, and the manifest PREFIX.json.
 A document is a contig's whole stretch between runs of 10 or more N. Lower case becomes upper case,
 IUPAC ambiguity codes become N. Older output of the same prefix is replaced, all of it or nothing.
+A killed run goes on where it stopped when the same command is given again.
+
+With --corpus, a YAML file names the sources (docs/data.md). Each has its files in --output-dir, and
+blend.yaml there has the data section of a training recipe. --shard I/N makes the I-th of N parts
+of all files, for a batch system; --merge then joins them.
 """
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from megatron_dna.data.corpora import (
+    BLEND_FILE,
+    merge_corpus,
+    preprocess_corpus,
+    read_corpus,
+    write_blend,
+)
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 
 EXAMPLE = """\
-example:
+examples:
   python tools/preprocess_genome.py --fasta examples/data/human_chr20_1-4000000.fa.gz \\
       --holdout 20:3000001-4000000 --tokenizer runs/tokenizer.json --output-prefix runs/chr20
+  python tools/preprocess_genome.py --corpus examples/corpora/example.yaml \\
+      --output-dir runs/corpus --workers 2
 """
 
 
@@ -26,48 +41,71 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--fasta",
         nargs="+",
-        required=True,
         type=Path,
         metavar="FASTA",
         help="genomes, plain, gzipped or bgzipped; contig names must be unique",
     )
-    parser.add_argument(
-        "--tokenizer", required=True, type=Path, help="tokenizer.json (tools/train_tokenizer.py)"
-    )
-    parser.add_argument(
-        "--output-prefix", required=True, type=Path, help="path that every output begins with"
-    )
-    parser.add_argument(
-        "--reverse-complement",
-        action="store_true",
-        help="add the reverse complement of each document, encoded from sequence, as a document",
-    )
-    parser.add_argument(
-        "--holdout",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="REGION",
-        help="regions for PREFIX_valid, of which PREFIX_train has no base on either strand: "
-        "20 or 20:3000001-4000000 (1-based, inclusive)",
-    )
-    parser.add_argument(
-        "--min-length", type=int, default=0, metavar="BP", help="drop shorter stretches"
-    )
+    what.add_argument("--corpus", type=Path, metavar="YAML", help="a file that names sources")
     parser.add_argument(
         "--workers",
         type=int,
         default=1,
         help="threads that encode; the output does not depend on it (default: %(default)s)",
     )
-    return parser.parse_args()
+    _add_options_of_fasta(parser.add_argument_group("with --fasta"))
+    corpus = parser.add_argument_group("with --corpus")
+    corpus.add_argument("--output-dir", type=Path, help="folder of all output")
+    corpus.add_argument(
+        "--data-dir",
+        type=Path,
+        help="what paths in the corpus file are relative to (default: its folder)",
+    )
+    step = corpus.add_mutually_exclusive_group()
+    step.add_argument("--shard", metavar="I/N", help="make the I-th of N parts, I from 1 on")
+    step.add_argument("--merge", action="store_true", help="join the parts, when all are there")
+    args = parser.parse_args()
+    needed, other = ("fasta", "corpus") if args.fasta else ("corpus", "fasta")
+    for name in NEEDED[needed]:
+        if getattr(args, name) is None:
+            parser.error(f"--{needed} needs --{name.replace('_', '-')}")
+    for name in (*NEEDED[other], *OPTIONAL[other]):
+        if getattr(args, name) not in (None, False):
+            parser.error(f"--{name.replace('_', '-')} goes with --{other}, not with --{needed}")
+    return args
+
+
+NEEDED = {"fasta": ("tokenizer", "output_prefix"), "corpus": ("output_dir",)}
+OPTIONAL = {
+    "fasta": ("reverse_complement", "holdout", "min_length"),
+    "corpus": ("data_dir", "shard", "merge"),
+}
+
+
+def _add_options_of_fasta(group: Any) -> None:
+    group.add_argument("--tokenizer", type=Path, help="tokenizer.json (tools/train_tokenizer.py)")
+    group.add_argument("--output-prefix", type=Path, help="path that every output begins with")
+    group.add_argument(
+        "--reverse-complement",
+        action="store_true",
+        help="add the reverse complement of each document, encoded from sequence, as a document",
+    )
+    group.add_argument(
+        "--holdout",
+        nargs="+",
+        action="extend",
+        metavar="REGION",
+        help="regions for PREFIX_valid, of which PREFIX_train has no base on either strand: "
+        "20, 20:3000001-4000000 (1-based, inclusive) or a BED file",
+    )
+    group.add_argument("--min-length", type=int, metavar="BP", help="drop shorter stretches")
 
 
 def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
-    """Says what was made and what to do with it."""
+    """Says what was made."""
     for split, total in manifest["totals"].items():
         if total["documents"]:
             print(
@@ -76,35 +114,100 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
                 f"({total['bases_per_token']:.2f} bases a token)"
             )
         else:
-            print(f"{prefix}_{split}: not written; name regions with --holdout to have one")
+            print(
+                f"{prefix}_{split}: not written; "
+                + (
+                    "no document is for it"
+                    if manifest["holdout"]
+                    else "name regions with --holdout to have one"
+                )
+            )
     contigs = manifest["contigs"]
     print(
         f"{prefix}.json: manifest of {len(contigs):,} contigs; left out: "
         f"{sum(contig['bases_in_runs_of_n_dropped'] for contig in contigs):,} bases in runs of N, "
         f"{sum(contig['short_stretches_dropped'] for contig in contigs):,} short stretches"
     )
-    valid = f" 'data.valid=[{{prefix: {prefix}_valid}}]'" if manifest["holdout"] else ""
+
+
+def print_next(data: dict[str, Any]) -> None:
+    """Says what to do with it; `data` is the section of a recipe."""
+    blends = []
+    for split in ("train", "valid"):
+        sources = [
+            "{" + ", ".join(f"{key}: {value}" for key, value in source.items()) + "}"
+            for source in data[split]
+        ]
+        if sources:
+            blends.append(f"'data.{split}=[{', '.join(sources)}]'")
     print(
         "next: torchrun --nproc_per_node 2 pretrain_dna_bert.py --config examples/tiny.yaml "
-        f"data.tokenizer={manifest['tokenizer']['path']} "
-        f"'data.train=[{{prefix: {prefix}_train}}]'{valid}"
+        f"data.tokenizer={data['tokenizer']} {' '.join(blends)}"
     )
+
+
+def run_fasta(args: argparse.Namespace) -> None:
+    """Makes the files of one prefix."""
+    options = PreprocessOptions(
+        fasta=tuple(args.fasta),
+        tokenizer=args.tokenizer,
+        output_prefix=args.output_prefix,
+        reverse_complement=args.reverse_complement,
+        holdout=tuple(args.holdout or ()),
+        min_length=args.min_length or 0,
+        workers=args.workers,
+        command=tuple(sys.argv),
+    )
+    manifest = preprocess(options)
+    print_summary(args.output_prefix, manifest)
+    print_next(
+        {
+            "tokenizer": args.tokenizer,
+            "train": [{"prefix": f"{args.output_prefix}_train"}],
+            "valid": [{"prefix": f"{args.output_prefix}_valid"}] if manifest["holdout"] else [],
+        }
+    )
+
+
+def run_corpus(args: argparse.Namespace) -> None:
+    """Makes the files of a corpus, of a shard of it, or joins the shards."""
+    sources = read_corpus(
+        args.corpus,
+        args.output_dir,
+        args.data_dir,
+        workers=args.workers,
+        command=tuple(sys.argv),
+    )
+    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard or "1/1")
+    if shard is None:
+        raise ValueError(f"shard ({args.shard}) must be I/N, such as 1/8")
+    if args.merge:
+        finished = merge_corpus(sources, args.output_dir)
+    else:
+        parts = (int(shard[1]), int(shard[2])) if args.shard else None
+        finished = preprocess_corpus(sources, parts)
+    done = []
+    for source, manifest in finished:
+        print_summary(source.options.output_prefix, manifest)
+        done.append((source, manifest))
+    if not args.shard:
+        path = args.output_dir / BLEND_FILE
+        data = write_blend(path, done)
+        print(f"{path}: the data section of a training recipe")
+        print_next(data)
 
 
 def main() -> int:
     """Preprocesses, then says what was made; returns the exit status."""
-    args = vars(parse_args())
-    args["fasta"], args["holdout"] = tuple(args["fasta"]), tuple(args["holdout"])
+    args = parse_args()
     # A batch system's first signal should clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(fail("terminated", 128 + signal.SIGTERM)))
     try:
-        options = PreprocessOptions(**args, command=tuple(sys.argv))
-        manifest = preprocess(options)
+        (run_fasta if args.fasta else run_corpus)(args)
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         return fail("interrupted", 128 + signal.SIGINT)
-    print_summary(options.output_prefix, manifest)
     return 0
 
 

@@ -12,12 +12,10 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from megatron_dna.data import manifest as manifests
 from megatron_dna.data.writer import IndexedWriter
@@ -85,11 +83,6 @@ class Output:
     def _path(self, suffix: str) -> Path:
         return self._prefix.with_name(self._prefix.name + suffix)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """How ids are stored."""
-        return next(iter(self._writers.values())).dtype
-
     def append(self, ids: Ids) -> None:
         """Adds ids to the next document; see `IndexedWriter.append`."""
         self._writers[self._splits[len(self.tokens)]].append(ids)
@@ -119,29 +112,8 @@ class Output:
         self._num_safe = len(self.tokens)
 
     def publish(self, manifest: dict[str, Any]) -> None:
-        """Brings everything to the disk, then gives all files their names, the manifest last.
-
-        Raises:
-            OSError: the disk is full or fails.
-        """
-        for writer in self._writers.values():
-            writer.prepare()
-        path, partial = self._path(".json"), self._path(".json.partial")
-        try:
-            manifests.write_durably(partial, manifests.encode_manifest(manifest))
-            self._journal.remove()
-            path.unlink(missing_ok=True)
-            # Held-out files of an older run must not stay beside a training file that has them.
-            for split in SPLITS:
-                self._path(f"_{split}.idx").unlink(missing_ok=True)
-                if split not in self._writers:
-                    self._path(f"_{split}.bin").unlink(missing_ok=True)
-                    self._path(f"_{split}.bin.partial").unlink(missing_ok=True)
-            for writer in self._writers.values():
-                writer.publish()
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Gives all files their names; see `publish`."""
+        publish(self._prefix, self._writers, manifest, self._journal.remove)
 
     def _close(self, keep: bool) -> None:
         for writer in self._writers.values():
@@ -168,6 +140,43 @@ class Output:
                 *(self._num_safe, len(self._splits), self._prefix),
             )
         self._close(keep)
+
+
+def publish(
+    prefix: Path,
+    writers: Mapping[Split, IndexedWriter],
+    manifest: dict[str, Any],
+    forget: Callable[[], object] = lambda: None,
+) -> None:
+    """Brings everything to the disk, then gives all files their names, the manifest last.
+
+    Args:
+        prefix: P.
+        writers: of the splits that there are; files of another split are removed.
+        manifest: for P.json.
+        forget: called when the content is safe, and before the first file has its name.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    for writer in writers.values():
+        writer.prepare()
+    path, partial = (prefix.with_name(prefix.name + end) for end in (".json", ".json.partial"))
+    try:
+        manifests.write_durably(partial, manifests.encode_manifest(manifest))
+        forget()
+        path.unlink(missing_ok=True)
+        # Held-out files of an older run must not stay beside a training file that has them.
+        for split in SPLITS:
+            stem = f"{prefix.name}_{split}"
+            old = [".idx"] if split in writers else [".idx", ".bin", ".bin.partial"]
+            for end in old:
+                prefix.with_name(stem + end).unlink(missing_ok=True)
+        for writer in writers.values():
+            writer.publish()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _Journal:

@@ -9,9 +9,11 @@ depends neither on the number of workers nor on the pieces, and no memory grows 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tqdm import tqdm
 from megatron_dna.data import manifest as manifests
 from megatron_dna.data.encode import encode_in_order
 from megatron_dna.data.output import Output
+from megatron_dna.data.writer import dtype_of
 from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
@@ -27,8 +30,11 @@ from megatron_dna.genome.corpus import (
     scan,
 )
 from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.genome.regions import is_bed
 from megatron_dna.genome.store import ReverseComplement, SequenceLike, SequenceStore
 from megatron_dna.tokenizer.bpe import DnaTokenizer
+
+WHOLE = (Fraction(0), Fraction(1))
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,11 @@ class PreprocessOptions:
         output_prefix: P; makes P_train.{bin,idx}, P_valid.{bin,idx} and the manifest P.json.
         reverse_complement: each document's reverse complement follows it, encoded from sequence.
         holdout: regions for P_valid, which P_train has nothing of: `20:3000001-4000000` (1-based,
-            inclusive) or a whole contig.
+            inclusive), a whole contig, or a BED file.
         min_length: shorter stretches are dropped (bases).
         workers: threads that encode.
+        species: recorded in the manifest.
+        part: (start, end), shares of 1: only the documents that begin in this part of the whole.
         command: recorded in the manifest.
     """
 
@@ -54,7 +62,14 @@ class PreprocessOptions:
     holdout: tuple[str, ...] = ()
     min_length: int = 0
     workers: int = 1
+    species: str = ""
+    part: tuple[Fraction, Fraction] = WHOLE
     command: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """FASTA files, then BED files."""
+        return (*self.fasta, *(Path(region) for region in self.holdout if is_bed(region)))
 
     def output(self, suffix: str) -> Path:
         """A file (or, for `_train`, a prefix) of the output."""
@@ -75,7 +90,7 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     _check_options(options)
     tokenizer = DnaTokenizer.from_file(options.tokenizer)
     _check_alphabet(options.tokenizer, tokenizer)
-    head = _describe_run(options, tokenizer)
+    head = describe_run(options, tokenizer)
     options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
     with SequenceStore(options.output_prefix.parent) as store:
         with _progress("reading", None) as bar:
@@ -83,6 +98,7 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
+        plan = replace(plan, documents=_take_part(plan.documents, options.part))
         splits = [document.split for document in plan.documents]
         fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
         with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
@@ -91,14 +107,14 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
                 "format": manifests.FORMAT,
                 "command": list(options.command),
                 **head,
-                "dtype": output.dtype.name,
+                "dtype": dtype_of(tokenizer.vocab_size).name,
                 **manifests.describe(plan, output.tokens),
             }
             output.publish(manifest)
     return manifest
 
 
-def _describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[str, Any]:
+def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[str, Any]:
     """All that shapes the output: where it is the same, an interrupted run can go on."""
     return {
         "versions": manifests.versions(),
@@ -106,10 +122,12 @@ def _describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[s
             "reverse_complement": options.reverse_complement,
             "holdout": list(options.holdout),
             "min_length": options.min_length,
+            **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
         },
+        "species": options.species,
         "inputs": [
             {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in options.fasta
+            for path in options.inputs
         ],
         "tokenizer": {
             "path": str(options.tokenizer),
@@ -117,6 +135,40 @@ def _describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[s
             "vocab_size": tokenizer.vocab_size,
         },
     }
+
+
+def find_finished(options: PreprocessOptions) -> dict[str, Any] | None:
+    """The manifest of these very options, inputs and versions, where all of its files are there.
+
+    Raises:
+        ValueError, OSError: see `preprocess`.
+    """
+    path = options.output(".json")
+    if not path.exists():
+        return None
+    _check_options(options)
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    head = json.dumps(describe_run(options, DnaTokenizer.from_file(options.tokenizer)))
+    if any(manifest.get(key) != value for key, value in json.loads(head).items()):
+        return None
+    for split, total in manifest["totals"].items():
+        files = [options.output(f"_{split}{end}") for end in (".bin", ".idx")]
+        if total["documents"] and not all(file.exists() for file in files):
+            return None
+    return manifest
+
+
+def _take_part(
+    documents: Sequence[Document], part: tuple[Fraction, Fraction]
+) -> tuple[Document, ...]:
+    """The documents whose first base is in a part of all bases, laid end to end."""
+    start, end = (bound * sum(document.length for document in documents) for bound in part)
+    positions = itertools.accumulate((document.length for document in documents), initial=0)
+    return tuple(
+        document
+        for document, position in zip(documents, positions, strict=False)
+        if start <= position < end
+    )
 
 
 def _check_options(options: PreprocessOptions) -> None:
@@ -132,7 +184,7 @@ def _check_options(options: PreprocessOptions) -> None:
         raise ValueError(
             f"output_prefix ({options.output_prefix}) is a folder; add a name: files begin with it"
         )
-    for path in (*options.fasta, options.tokenizer):
+    for path in (*options.inputs, options.tokenizer):
         if not path.is_file():
             raise ValueError(f"input file {path} is not there, or not a regular file")
     _check_outputs(options)
@@ -144,7 +196,7 @@ def _check_outputs(options: PreprocessOptions) -> None:
     outputs = [
         options.output(f"_{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx")
     ]
-    for path in (*options.fasta, options.tokenizer):
+    for path in (*options.inputs, options.tokenizer):
         if path.resolve() in [output.resolve() for output in (manifest, *outputs)]:
             raise ValueError(
                 f"output_prefix ({options.output_prefix}) would overwrite input {path}"

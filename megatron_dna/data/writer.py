@@ -11,6 +11,14 @@ import numpy.typing as npt
 
 from megatron_dna import _core
 
+MAX_UINT16_VOCAB_SIZE = 65_499
+"""With more ids than these, Megatron's DType.optimal_dtype chooses int32."""
+
+
+def dtype_of(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+    """How ids are stored."""
+    return np.dtype(np.uint16 if vocab_size <= MAX_UINT16_VOCAB_SIZE else np.int32)
+
 
 class IndexedWriter:
     """Writes PREFIX.bin and PREFIX.idx, one sequence for each document.
