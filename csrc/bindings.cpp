@@ -123,7 +123,8 @@ void bind_indexed_writer(py::module_& m) {
   using megatron_dna::IndexedWriter;
   py::register_local_exception_translator(translate_system_error);
   py::class_<IndexedWriter>(m, "IndexedWriter")
-      .def(py::init<const std::string&, std::int64_t>(), py::arg("prefix"), py::arg("vocab_size"))
+      .def(py::init<const std::string&, std::int64_t, std::vector<std::int32_t>>(),
+           py::arg("prefix"), py::arg("vocab_size"), py::arg("finished"))
       .def(
           "append",
           [](IndexedWriter& self, const py::array_t<std::int32_t, py::array::c_style>& ids) {
@@ -133,9 +134,11 @@ void bind_indexed_writer(py::module_& m) {
           },
           py::arg("ids").noconvert())
       .def("end_document", &IndexedWriter::end_document)
+      .def("sync", &IndexedWriter::sync, py::call_guard<py::gil_scoped_release>())
       .def("prepare", &IndexedWriter::prepare, py::call_guard<py::gil_scoped_release>())
       .def("publish", &IndexedWriter::publish, py::call_guard<py::gil_scoped_release>())
       .def("abort", &IndexedWriter::abort)
+      .def("leave", &IndexedWriter::leave)
       .def_property_readonly("num_documents", &IndexedWriter::num_documents)
       .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
       .def_property_readonly("bytes_per_token", &IndexedWriter::bytes_per_token);

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <system_error>
 #include <type_traits>
@@ -65,7 +66,7 @@ std::span<const std::byte> bytes_of(const Value& value) {
 
 }  // namespace
 
-PartialFile::PartialFile(std::string path)
+PartialFile::PartialFile(std::string path, std::int64_t kept)
     : path_(std::move(path)), partial_path_(path_ + ".partial") {
   buffer_.reserve(kBufferSize);
   descriptor_ =
@@ -85,8 +86,12 @@ PartialFile::PartialFile(std::string path)
       errno = EWOULDBLOCK;
       fail("another process is writing");
     }
+    if (opened.st_size < kept) {
+      throw std::invalid_argument(partial_path_ + " is shorter than what is to be kept of it");
+    }
     exists_ = true;
-    if (retry([&] { return ::ftruncate(descriptor_, 0); }) == -1) fail("cannot empty");
+    if (retry([&] { return ::ftruncate(descriptor_, kept); }) == -1) fail("cannot shorten");
+    if (::lseek(descriptor_, 0, SEEK_END) == -1) fail("cannot seek in");
   } catch (...) {
     remove();
     throw;
@@ -135,13 +140,21 @@ void PartialFile::remove() {
   descriptor_ = -1;
 }
 
+void PartialFile::leave() {
+  exists_ = false;
+  remove();
+}
+
 void PartialFile::fail(const std::string& what) const { throw_errno(what + " " + partial_path_); }
 
-IndexedWriter::IndexedWriter(const std::string& prefix, std::int64_t vocab_size)
-    : bin_(prefix + ".bin"),
+IndexedWriter::IndexedWriter(const std::string& prefix, std::int64_t vocab_size,
+                             std::vector<std::int32_t> finished)
+    : bytes_per_token_(vocab_size < kUint16MaxVocabSize ? 2 : 4),
+      lengths_(std::move(finished)),
+      num_tokens_(std::accumulate(lengths_.begin(), lengths_.end(), std::int64_t{0})),
+      bin_(prefix + ".bin", num_tokens_ * static_cast<std::int64_t>(bytes_per_token_)),
       idx_(prefix + ".idx"),
-      vocab_size_(vocab_size),
-      bytes_per_token_(vocab_size < kUint16MaxVocabSize ? 2 : 4) {
+      vocab_size_(vocab_size) {
   if (vocab_size < 1 || vocab_size > std::int64_t{std::numeric_limits<std::int32_t>::max()} + 1) {
     throw std::invalid_argument("vocab_size (" + std::to_string(vocab_size) +
                                 ") must be between 1 and 2147483648");
@@ -212,6 +225,11 @@ void IndexedWriter::write_index() {
   for (std::uint64_t bound = 0; bound <= count; ++bound) idx_.write(bytes_of(bound));
 }
 
+void IndexedWriter::sync() {
+  check_writing();
+  bin_.sync();
+}
+
 void IndexedWriter::prepare() {
   check_writing();
   if (open_length_ != 0) throw std::invalid_argument(bin_.path() + ": a document is still open");
@@ -233,6 +251,11 @@ void IndexedWriter::publish() {
   idx_.publish();
   sync_folder(idx_.path());
   state_ = State::kClosed;
+}
+
+void IndexedWriter::leave() {
+  bin_.leave();
+  abort();
 }
 
 void IndexedWriter::abort() {

@@ -12,9 +12,10 @@ namespace megatron_dna {
 // A file that grows under a temporary name, owned by this process alone until it is published.
 class PartialFile {
  public:
-  // Takes PATH.partial, emptying what a killed process left there. Throws std::system_error, with
-  // code EWOULDBLOCK if a live process is writing the same file.
-  explicit PartialFile(std::string path);
+  // Takes PATH.partial, of which the first `kept` bytes stay: what a killed process left there is
+  // else removed. Throws std::system_error, with code EWOULDBLOCK if a live process is writing the
+  // same file, and std::invalid_argument if it is shorter.
+  explicit PartialFile(std::string path, std::int64_t kept = 0);
   ~PartialFile();
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
@@ -23,6 +24,7 @@ class PartialFile {
   void sync();     // everything written so far is on the disk
   void publish();  // takes its real name, over an older file of that name
   void remove();   // gives up; no effect once published
+  void leave();    // gives up, but what was written stays under its temporary name
   const std::string& path() const { return path_; }
 
  private:
@@ -42,7 +44,9 @@ class PartialFile {
 class IndexedWriter {
  public:
   // Ids are stored as uint16 if `vocab_size` < 65,500 (Megatron's DType.optimal_dtype), else int32.
-  IndexedWriter(const std::string& prefix, std::int64_t vocab_size);
+  // `finished` has the tokens of the documents that PREFIX.bin.partial begins with: they stay.
+  IndexedWriter(const std::string& prefix, std::int64_t vocab_size,
+                std::vector<std::int32_t> finished = {});
 
   // Adds ids to the document that is open. Throws std::invalid_argument if one is not in
   // [0, vocab_size), or the document passes 2,147,483,647 tokens; nothing is added then.
@@ -50,6 +54,8 @@ class IndexedWriter {
   // Closes the open document. Throws std::invalid_argument if it is empty.
   void end_document();
 
+  // Puts what was added so far on the disk.
+  void sync();
   // Puts all content on the disk, still under temporary names: a full disk shows here. Throws
   // std::invalid_argument if there is no document, which no reader could map, or one is open.
   void prepare();
@@ -58,6 +64,8 @@ class IndexedWriter {
   void publish();
   // Removes the temporary files; the writer cannot be used any more.
   void abort();
+  // As `abort`, but leaves PREFIX.bin.partial, for a writer that goes on with it.
+  void leave();
 
   std::int64_t num_documents() const { return static_cast<std::int64_t>(lengths_.size()); }
   std::int64_t num_tokens() const { return num_tokens_; }
@@ -71,13 +79,13 @@ class IndexedWriter {
   void write_ids(std::span<const std::int32_t> ids);
   void write_index();
 
+  std::size_t bytes_per_token_;
+  std::vector<std::int32_t> lengths_;  // tokens of each closed document
+  std::int64_t num_tokens_;            // of closed and open documents
+  std::int64_t open_length_ = 0;       // tokens of the open document
   PartialFile bin_;
   PartialFile idx_;
   std::int64_t vocab_size_;
-  std::size_t bytes_per_token_;
-  std::vector<std::int32_t> lengths_;  // tokens of each closed document
-  std::int64_t open_length_ = 0;       // tokens of the open document
-  std::int64_t num_tokens_ = 0;        // of closed and open documents
   State state_ = State::kWriting;
 };
 

@@ -1,43 +1,48 @@
 #!/usr/bin/env python3
 """Turns genomes into token ids for training: FASTA in, Megatron .bin/.idx and a manifest out.
 
-Writes PREFIX_train.{bin,idx}, with --holdout PREFIX_valid.{bin,idx}, and the manifest PREFIX.json;
-beside each .bin a .coordinates.npz, which takes every token back to the reference. With --vcf the
-haplotypes of its samples follow the reference.
+Writes PREFIX_train.{bin,idx}, with --holdout PREFIX_valid.{bin,idx}, and the manifest PREFIX.json.
 A document is a contig's whole stretch between runs of 10 or more N. Lower case becomes upper case,
 IUPAC ambiguity codes become N. Older output of the same prefix is replaced, all of it or nothing.
+A killed run goes on where it stopped when the same command is given again.
+
+Beside each .bin lies a .coordinates.npz, which takes every token back to the reference.
+
+With --vcf, the haplotypes of samples follow the reference: whole contigs, or windows around their
+variants.
+
+With --corpus, a YAML file names the sources (docs/data.md). Each has its files in --output-dir, and
+blend.yaml there has the data section of a training recipe. --shard I/N makes the I-th of N parts
+of all files, for a batch system; --merge then joins them.
 """
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_dna.data.haplotypes import HaplotypeOptions
+from megatron_dna.data.corpora import (
+    BLEND_FILE,
+    merge_corpus,
+    preprocess_corpus,
+    read_corpus,
+    write_blend,
+)
+from megatron_dna.data.haplotypes import HAPLOTYPE_KEYS, parse_haplotype_options
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
-from megatron_dna.genome.variants import VariantOptions
-from megatron_dna.genome.vcf import SampleChoice, read_sample_names
 
 EXAMPLE = """\
-example:
+examples:
   python tools/preprocess_genome.py --fasta examples/data/human_chr20_1-4000000.fa.gz \\
       --holdout 20:3000001-4000000 --tokenizer runs/tokenizer.json --output-prefix runs/chr20
-
-  ... and 500 bases around each variant of both haplotypes of 12 of the people in a VCF file:
-      --vcf examples/data/human_kgp_chr20_20samples.vcf.gz --num-samples 12 --variant-context 500
+  python tools/preprocess_genome.py --fasta examples/data/human_chr20_1-4000000.fa.gz \\
+      --vcf examples/data/human_kgp_chr20_20samples.vcf.gz --num-samples 12 --variant-context 500 \\
+      --tokenizer runs/tokenizer.json --output-prefix runs/chr20_variants
+  python tools/preprocess_genome.py --corpus examples/corpora/example.yaml \\
+      --output-dir runs/corpus --workers 2
 """
-VARIANT_ARGUMENTS = (
-    "vcf",
-    "samples",
-    "samples_file",
-    "num_samples",
-    "seed",
-    "haplotypes",
-    "unphased",
-    "on_ref_mismatch",
-    "variant_context",
-)
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,115 +50,108 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--fasta",
         nargs="+",
-        required=True,
         type=Path,
         metavar="FASTA",
         help="genomes, plain, gzipped or bgzipped; contig names must be unique",
     )
-    parser.add_argument(
-        "--tokenizer", required=True, type=Path, help="tokenizer.json (tools/train_tokenizer.py)"
-    )
-    parser.add_argument(
-        "--output-prefix", required=True, type=Path, help="path that every output begins with"
-    )
-    parser.add_argument(
-        "--reverse-complement",
-        action="store_true",
-        help="add the reverse complement of each document, encoded from sequence, as a document",
-    )
-    parser.add_argument(
-        "--holdout",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="REGION",
-        help="regions for PREFIX_valid, of which PREFIX_train has no base on either strand: "
-        "20 or 20:3000001-4000000 (1-based, inclusive)",
-    )
-    parser.add_argument(
-        "--min-length", type=int, default=0, metavar="BP", help="drop shorter stretches"
-    )
+    what.add_argument("--corpus", type=Path, metavar="YAML", help="a file that names sources")
     parser.add_argument(
         "--workers",
         type=int,
         default=1,
         help="threads that encode; the output does not depend on it (default: %(default)s)",
     )
-    add_variant_arguments(parser)
-    return parser.parse_args()
+    _add_options_of_fasta(parser.add_argument_group("with --fasta"))
+    _add_options_of_vcf(parser.add_argument_group("with --fasta and --vcf"))
+    corpus = parser.add_argument_group("with --corpus")
+    corpus.add_argument("--output-dir", type=Path, help="folder of all output")
+    corpus.add_argument(
+        "--data-dir",
+        type=Path,
+        help="what paths in the corpus file are relative to (default: its folder)",
+    )
+    step = corpus.add_mutually_exclusive_group()
+    step.add_argument("--shard", metavar="I/N", help="make the I-th of N parts, I from 1 on")
+    step.add_argument("--merge", action="store_true", help="join the parts, when all are there")
+    args = parser.parse_args()
+    needed, other = ("fasta", "corpus") if args.fasta else ("corpus", "fasta")
+    for name in NEEDED[needed]:
+        if getattr(args, name) is None:
+            parser.error(f"--{needed} needs --{name.replace('_', '-')}")
+    for name in (*NEEDED[other], *OPTIONAL[other]):
+        if getattr(args, name) not in (None, False):
+            parser.error(f"--{name.replace('_', '-')} goes with --{other}, not with --{needed}")
+    return args
 
 
-def add_variant_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is asked about VCF files."""
-    group = parser.add_argument_group("haplotypes")
+NEEDED = {"fasta": ("tokenizer", "output_prefix"), "corpus": ("output_dir",)}
+OPTIONAL = {
+    "fasta": ("reverse_complement", "holdout", "min_length", *HAPLOTYPE_KEYS),
+    "corpus": ("data_dir", "shard", "merge"),
+}
+
+
+def _add_options_of_fasta(group: Any) -> None:
+    group.add_argument("--tokenizer", type=Path, help="tokenizer.json (tools/train_tokenizer.py)")
+    group.add_argument("--output-prefix", type=Path, help="path that every output begins with")
+    group.add_argument(
+        "--reverse-complement",
+        action="store_true",
+        help="add the reverse complement of each document, encoded from sequence, as a document",
+    )
+    group.add_argument(
+        "--holdout",
+        nargs="+",
+        action="extend",
+        metavar="REGION",
+        help="regions for PREFIX_valid, of which PREFIX_train has no base on either strand: "
+        "20, 20:3000001-4000000 (1-based, inclusive) or a BED file",
+    )
+    group.add_argument("--min-length", type=int, metavar="BP", help="drop shorter stretches")
+
+
+def _add_options_of_vcf(group: Any) -> None:
     group.add_argument(
         "--vcf",
         nargs="+",
-        default=[],
         type=Path,
-        metavar="VCF",
-        help="phased variants, VCF (plain or compressed) or BCF; no index is needed",
+        help="phased variants: VCF, plain or compressed, or BCF; sorted, no index is needed",
     )
-    chosen = group.add_mutually_exclusive_group()
-    chosen.add_argument("--samples", metavar="A,B", help="samples to read (default: all)")
-    chosen.add_argument("--samples-file", type=Path, help="the same, one a line")
-    group.add_argument("--num-samples", type=int, metavar="N", help="draw N of them at random")
-    group.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    group.add_argument("--samples", metavar="A,B", type=lambda text: text.split(","))
+    group.add_argument("--samples-file", type=Path, help="samples, one a line (default: all)")
+    group.add_argument("--num-samples", type=int, metavar="N", help="draw N of the samples")
+    group.add_argument("--seed", type=int, help="of all draws (default: 0)")
     group.add_argument(
-        "--haplotypes",
-        choices=["both", "1", "2"],
-        default="both",
-        help="the first, second or both alleles of the genotypes (default: %(default)s)",
+        "--haplotypes", metavar="both|1|2", help="which alleles of the genotypes (default: both)"
     )
     group.add_argument(
         "--unphased",
-        choices=["error", "skip", "random"],
-        default="error",
-        help="genotypes like 0/1: refuse, leave as reference, or draw a phase "
-        "(default: %(default)s)",
+        metavar="error|skip|random",
+        help="genotypes like 0/1: refuse, leave as reference, or draw a phase (default: error)",
     )
     group.add_argument(
         "--on-ref-mismatch",
-        choices=["error", "skip"],
-        default="error",
-        help="records whose REF is not in the FASTA: refuse, or leave out (default: %(default)s)",
+        metavar="error|skip",
+        help="records whose REF is not in the FASTA: refuse, or leave out (default: error)",
     )
     group.add_argument(
         "--variant-context",
-        default="all",
-        metavar="BP",
-        help="write BP bases on both sides of each variant, or all: whole contigs "
-        "(default: %(default)s)",
+        metavar="BP|all",
+        help="write BP bases on both sides of each variant, or whole contigs (default: all)",
     )
-
-
-def take_haplotype_options(args: dict[str, Any]) -> HaplotypeOptions | None:
-    """Takes what is about VCF files out of the arguments."""
-    taken = {key: args.pop(key) for key in VARIANT_ARGUMENTS}
-    if not taken["vcf"]:
-        return None
-    context = taken["variant_context"]
-    if context != "all" and not context.isdecimal():
-        raise ValueError(f"--variant-context ({context}) must be a number of bases, or all")
-    names = tuple(taken["samples"].split(",")) if taken["samples"] else ()
-    if taken["samples_file"]:
-        names = read_sample_names(taken["samples_file"])
-    seed = taken["seed"]
-    return HaplotypeOptions(
-        vcf=tuple(taken["vcf"]),
-        samples=SampleChoice(names, taken["num_samples"], seed),
-        variants=VariantOptions(
-            taken["haplotypes"], taken["unphased"], taken["on_ref_mismatch"], seed
-        ),
-        context=None if context == "all" else int(context),
+    group.add_argument(
+        "--no-reference",
+        action="store_true",
+        help="write haplotypes alone, to be blended by weight with a prefix of the reference",
     )
 
 
 def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
-    """Says what was made and what to do with it."""
+    """Says what was made."""
     for split, total in manifest["totals"].items():
         if total["documents"]:
             print(
@@ -162,7 +160,14 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
                 f"({total['bases_per_token']:.2f} bases a token)"
             )
         else:
-            print(f"{prefix}_{split}: not written; name regions with --holdout to have one")
+            print(
+                f"{prefix}_{split}: not written; "
+                + (
+                    "no document is for it"
+                    if manifest["holdout"]
+                    else "name regions with --holdout to have one"
+                )
+            )
     contigs = manifest["contigs"]
     print(
         f"{prefix}.json: manifest of {len(contigs):,} contigs; left out: "
@@ -171,16 +176,10 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
     )
     if "haplotypes" in manifest:
         print_haplotypes(manifest["haplotypes"])
-    valid = f" 'data.valid=[{{prefix: {prefix}_valid}}]'" if manifest["holdout"] else ""
-    print(
-        "next: torchrun --nproc_per_node 2 pretrain_dna_bert.py --config examples/tiny.yaml "
-        f"data.tokenizer={manifest['tokenizer']['path']} "
-        f"'data.train=[{{prefix: {prefix}_train}}]'{valid}"
-    )
 
 
 def print_haplotypes(manifest: dict[str, Any]) -> None:
-    """Says what the alleles other than the reference's have become."""
+    """Says what has become of the alleles other than the reference's."""
     rows = manifest["haplotypes"]
     alleles = {key: sum(row["alleles"][key] for row in rows) for key in rows[0]["alleles"]}
     left_out = sum(contig["records_left_out_for_their_ref"] for contig in manifest["contigs"])
@@ -191,21 +190,85 @@ def print_haplotypes(manifest: dict[str, Any]) -> None:
     )
 
 
+def print_next(data: dict[str, Any]) -> None:
+    """Says what to do with it; `data` is the section of a recipe."""
+    blends = []
+    for split in ("train", "valid"):
+        sources = [
+            "{" + ", ".join(f"{key}: {value}" for key, value in source.items()) + "}"
+            for source in data[split]
+        ]
+        if sources:
+            blends.append(f"'data.{split}=[{', '.join(sources)}]'")
+    print(
+        "next: torchrun --nproc_per_node 2 pretrain_dna_bert.py --config examples/tiny.yaml "
+        f"data.tokenizer={data['tokenizer']} {' '.join(blends)}"
+    )
+
+
+def run_fasta(args: argparse.Namespace) -> None:
+    """Makes the files of one prefix."""
+    options = PreprocessOptions(
+        fasta=tuple(args.fasta),
+        tokenizer=args.tokenizer,
+        output_prefix=args.output_prefix,
+        reverse_complement=args.reverse_complement,
+        holdout=tuple(args.holdout or ()),
+        min_length=args.min_length or 0,
+        haplotypes=parse_haplotype_options({key: getattr(args, key) for key in HAPLOTYPE_KEYS}),
+        workers=args.workers,
+        command=tuple(sys.argv),
+    )
+    manifest = preprocess(options)
+    print_summary(args.output_prefix, manifest)
+    print_next(
+        {
+            "tokenizer": args.tokenizer,
+            "train": [{"prefix": f"{args.output_prefix}_train"}],
+            "valid": [{"prefix": f"{args.output_prefix}_valid"}] if manifest["holdout"] else [],
+        }
+    )
+
+
+def run_corpus(args: argparse.Namespace) -> None:
+    """Makes the files of a corpus, of a shard of it, or joins the shards."""
+    sources = read_corpus(
+        args.corpus,
+        args.output_dir,
+        args.data_dir,
+        workers=args.workers,
+        command=tuple(sys.argv),
+    )
+    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard or "1/1")
+    if shard is None:
+        raise ValueError(f"shard ({args.shard}) must be I/N, such as 1/8")
+    if args.merge:
+        finished = merge_corpus(sources, args.output_dir)
+    else:
+        parts = (int(shard[1]), int(shard[2])) if args.shard else None
+        finished = preprocess_corpus(sources, parts)
+    done = []
+    for source, manifest in finished:
+        print_summary(source.options.output_prefix, manifest)
+        done.append((source, manifest))
+    if not args.shard:
+        path = args.output_dir / BLEND_FILE
+        data = write_blend(path, done)
+        print(f"{path}: the data section of a training recipe")
+        print_next(data)
+
+
 def main() -> int:
     """Preprocesses, then says what was made; returns the exit status."""
-    args = vars(parse_args())
-    args["fasta"], args["holdout"] = tuple(args["fasta"]), tuple(args["holdout"])
+    args = parse_args()
     # A batch system's first signal should clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(fail("terminated", 128 + signal.SIGTERM)))
     try:
-        args["haplotypes"] = take_haplotype_options(args)
-        options = PreprocessOptions(**args, command=tuple(sys.argv))
-        manifest = preprocess(options)
+        (run_fasta if args.fasta else run_corpus)(args)
     except (ValueError, OSError) as error:
         return fail(error)
     except KeyboardInterrupt:
         return fail("interrupted", 128 + signal.SIGINT)
-    print_summary(options.output_prefix, manifest)
     return 0
 
 

@@ -58,10 +58,23 @@ class CoordinateWriter:
                 if isinstance(document, HaplotypeDocument)
                 else _IDENTITY
             )
+        self._add(key, start, document.length, document.strand == "-")
+
+    def add_all(self, other: DocumentCoordinates) -> None:
+        """Adds the documents of another prefix, in their order."""
+        for number in range(len(other)):
+            contig, sample, haplotype, strand, start, end = other.origin(number)
+            key = (contig, sample, haplotype)
+            if key not in self._sequences:
+                self._sequences[key] = len(self._sequences)
+                self._edits.append(other.edits(number))
+            self._add(key, start, end - start, strand == "-")
+
+    def _add(self, key: tuple[str, str, int], start: int, length: int, reverse: bool) -> None:
         self._documents["sequence"].append(self._sequences[key])
         self._documents["start"].append(start)
-        self._documents["length"].append(document.length)
-        self._reverse.append(document.strand == "-")
+        self._documents["length"].append(length)
+        self._reverse.append(reverse)
 
     def prepare(self) -> None:
         """Puts all on the disk under a temporary name.
@@ -214,9 +227,10 @@ class DocumentCoordinates:
             first, last = origin.start + starts, origin.start + ends
         else:
             first, last = origin.end - ends, origin.end - starts
-        return TokenIntervals(*self._map(document).to_reference(first, last))
+        return TokenIntervals(*self.edits(document).to_reference(first, last))
 
-    def _map(self, document: int) -> CoordinateMap:
+    def edits(self, document: int) -> CoordinateMap:
+        """The edits that change the length of the sequence that a document is a part of."""
         sequence = int(self.arrays["document_sequence"][document])
         if sequence not in self._maps:
             bounds = self.arrays["sequence_first_edit"][sequence : sequence + 2].tolist()

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_dna.genome.corpus import SPLITS, Plan
+import numpy as np
+
+from megatron_dna.genome.corpus import SPLITS, Plan, Split
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument, plan_haplotype
 from megatron_dna.genome.store import SequenceStore
 from megatron_dna.genome.variants import ContigVariants, Haplotype, VariantOptions, read_variants
-from megatron_dna.genome.vcf import SampleChoice, VcfFile, choose_samples, open_vcf
+from megatron_dna.genome.vcf import (
+    SampleChoice,
+    VcfFile,
+    choose_samples,
+    open_vcf,
+    read_sample_names,
+)
+
+HAPLOTYPE_KEYS = (
+    "vcf",
+    "samples",
+    "samples_file",
+    "num_samples",
+    "seed",
+    "haplotypes",
+    "unphased",
+    "on_ref_mismatch",
+    "variant_context",
+    "no_reference",
+)
+"""As users name them, on the command line and in a corpus file."""
+
+_CHOICES = {
+    "haplotypes": ("both", "1", "2"),
+    "unphased": ("error", "skip", "random"),
+    "on_ref_mismatch": ("error", "skip"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,108 +53,167 @@ class HaplotypeOptions:
         variants: how genotypes become haplotypes.
         context: bases on both sides of each variant; windows that meet are one document. None
             writes whole contigs.
+        no_reference: leave the reference's own documents out, to blend the two by weight.
     """
 
     vcf: tuple[Path, ...]
     samples: SampleChoice = field(default_factory=SampleChoice)
     variants: VariantOptions = field(default_factory=VariantOptions)
     context: int | None = None
+    no_reference: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """All that shapes the output, but for the content of the files."""
+        return {
+            **asdict(self.variants),
+            **asdict(self.samples),
+            "names": list(self.samples.names),
+            "variant_context": self.context or "all",
+            "no_reference": self.no_reference,
+        }
+
+
+def parse_haplotype_options(
+    values: Mapping[str, Any], root: Path = Path()
+) -> HaplotypeOptions | None:
+    """Options from values named as in `HAPLOTYPE_KEYS`; None without `vcf`.
+
+    Args:
+        values: those that are given; `samples` and `vcf` are lists.
+        root: what paths are relative to.
+
+    Raises:
+        ValueError: a value is not one that there is, or goes with `vcf` alone; names the key.
+    """
+    given = {key: value for key, value in values.items() if value not in (None, [], False)}
+    if "vcf" not in given:
+        if given:
+            raise ValueError(f"{next(iter(given))} goes with vcf, which is not given")
+        return None
+    for key, choices in _CHOICES.items():
+        if given.get(key, choices[0]) not in choices:
+            raise ValueError(f"{key} ({given[key]}) must be one of {', '.join(choices)}")
+    if "samples" in given and "samples_file" in given:
+        raise ValueError("samples and samples_file exclude each other; give one of them")
+    names = tuple(given.get("samples", ()))
+    if "samples_file" in given:
+        names = read_sample_names(root / given["samples_file"])
+    context = str(given.get("variant_context", "all"))
+    if context != "all" and (not context.isdecimal() or int(context) < 1):
+        raise ValueError(f"variant_context ({context}) must be a number of bases from 1 on, or all")
+    seed = int(given.get("seed", 0))
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed ({seed}) must be at least 0 and below 2^64")
+    choices_given = {key: given[key] for key in _CHOICES if key in given}
+    return HaplotypeOptions(
+        vcf=tuple(root / path for path in given["vcf"]),
+        samples=SampleChoice(names, given.get("num_samples"), seed),
+        variants=VariantOptions(**choices_given, seed=seed),
+        context=None if context == "all" else int(context),
+        no_reference="no_reference" in given,
+    )
 
 
 class HaplotypeSource:
-    """The documents of haplotypes, and a row for each haplotype of each contig.
+    """The documents of haplotypes: read once to plan them, and once more to encode them."""
 
-    Attributes:
-        samples: those that are read, in the order of the first file.
-    """
-
-    def __init__(self, options: HaplotypeOptions) -> None:
+    def __init__(self, options: HaplotypeOptions, min_length: int, both_strands: bool) -> None:
         """Reads the headers.
 
-        Raises:
-            ValueError: a file is none of VCF, or has not the samples; or `context` is below 1.
-            OSError: a file cannot be read.
-        """
-        if options.context is not None and options.context < 1:
-            raise ValueError(f"variant_context ({options.context}) must be at least 1, or all")
-        self._options = options
-        self._files: list[VcfFile] = [open_vcf(path) for path in options.vcf]
-        self.samples = choose_samples(self._files[0], options.samples)
-        for file in self._files[1:]:
-            choose_samples(file, replace(options.samples, names=self.samples, num_samples=None))
-        self._contigs: list[dict[str, Any]] = []
-        self._rows: dict[tuple[str, str, int], dict[str, Any]] = {}
-
-    def documents(
-        self, plan: Plan, store: SequenceStore, min_length: int, both_strands: bool
-    ) -> Iterator[HaplotypeDocument]:
-        """The documents, contig by contig and haplotype by haplotype.
-
         Args:
-            plan: of the reference; its parts are cut out of every haplotype.
-            store: has the reference.
+            options: see there.
             min_length: shorter documents are dropped (bases).
             both_strands: each document is followed by its reverse complement.
 
         Raises:
+            ValueError: a file is none of VCF, or has not the samples.
+            OSError: a file cannot be read.
+        """
+        self._options = options
+        self._min_length = min_length
+        self._both_strands = both_strands
+        self._files: list[VcfFile] = [open_vcf(path) for path in options.vcf]
+        self._samples = choose_samples(self._files[0], options.samples)
+        for file in self._files[1:]:
+            choose_samples(file, SampleChoice(self._samples))
+        self._contigs: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._row_of = array("q")  # for each document
+        self._lengths = array("q")
+        self._splits = array("b")  # numbers of SPLITS
+
+    def plan(self, plan: Plan, store: SequenceStore) -> list[tuple[Split, int]]:
+        """Split and length of each document; memory: 17 bytes a document, and what is returned.
+
+        Args:
+            plan: of the reference; its parts are cut out of every haplotype.
+            store: has the reference.
+
+        Raises:
             ValueError, OSError: see `read_variants`.
         """
-        contigs = {contig.name: store.stretch(contig.name) for contig in plan.contigs}
-        parts = plan.parts()
-        for variants in read_variants(self._files, self.samples, contigs, self._options.variants):
+        for variants in self._read(plan, store):
             self._contigs.append(_describe_contig(variants))
-            for haplotype in variants.haplotypes:
-                row = self._add_row(haplotype)
-                for document in plan_haplotype(
-                    haplotype, parts[haplotype.contig], self._options.context
-                ):
-                    if document.length < min_length:
+            for haplotype, documents in self._cut(variants, plan):
+                row = _describe_haplotype(haplotype)
+                for document in documents:
+                    if document.length < self._min_length:
                         row["short_documents_dropped"] += 1
                         continue
-                    yield document
-                    if both_strands:
-                        yield replace(document, strand="-")
+                    for _ in range(1 + self._both_strands):
+                        self._row_of.append(len(self._rows))
+                        self._lengths.append(document.length)
+                        self._splits.append(SPLITS.index(document.split))
+                self._rows.append(row)
+        return [
+            (SPLITS[split], length)
+            for split, length in zip(self._splits, self._lengths, strict=True)
+        ]
 
-    def count(self, document: HaplotypeDocument, num_tokens: int) -> None:
-        """Notes a document that was encoded."""
-        haplotype = document.haplotype
-        row = self._rows[haplotype.contig, haplotype.sample, haplotype.number][document.split]
-        row["documents"] += 1
-        row["bases"] += document.length
-        row["tokens"] += num_tokens
+    def documents(self, plan: Plan, store: SequenceStore) -> Iterator[HaplotypeDocument]:
+        """The documents, contig by contig and haplotype by haplotype; see `plan`."""
+        for variants in self._read(plan, store):
+            for _, documents in self._cut(variants, plan):
+                for document in documents:
+                    if document.length >= self._min_length:
+                        yield document
+                        if self._both_strands:
+                            yield replace(document, strand="-")
 
-    def describe(self) -> dict[str, Any]:
-        """What the manifest says: options, and what was read and written so far."""
-        variants = self._options.variants
-        return {
-            "options": {**asdict(variants), "variant_context": self._options.context or "all"},
-            "samples": list(self.samples),
-            "contigs": self._contigs,
-            "haplotypes": list(self._rows.values()),
+    def describe(self, first: int, tokens: Sequence[int]) -> dict[str, Any]:
+        """What the manifest says.
+
+        Args:
+            first: number of the first document that was encoded.
+            tokens: of each that was.
+        """
+        written = slice(first, first + len(tokens))
+        row_of = np.array(self._row_of[written], np.int64)
+        columns = {
+            "documents": np.ones(len(tokens), np.int64),
+            "bases": np.array(self._lengths[written], np.int64),
+            "tokens": np.array(tokens, np.int64),
         }
+        rows = [dict(row) for row in self._rows]
+        for number, split in enumerate(SPLITS):
+            inside = np.array(self._splits[written], np.int8) == number
+            for key, values in columns.items():
+                sums = np.zeros(len(rows), np.int64)
+                np.add.at(sums, row_of[inside], values[inside])
+                for row, total in zip(rows, sums.tolist(), strict=True):
+                    row.setdefault(split, {})[key] = total
+        return {"samples": list(self._samples), "contigs": self._contigs, "haplotypes": rows}
 
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Documents, bases and tokens of each split."""
-        return {
-            split: {
-                key: sum(row[split][key] for row in self._rows.values())
-                for key in ("documents", "bases", "tokens")
-            }
-            for split in SPLITS
-        }
+    def _read(self, plan: Plan, store: SequenceStore) -> Iterator[ContigVariants]:
+        contigs = {contig.name: store.stretch(contig.name) for contig in plan.contigs}
+        return read_variants(self._files, self._samples, contigs, self._options.variants)
 
-    def _add_row(self, haplotype: Haplotype) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "contig": haplotype.contig,
-            "sample": haplotype.sample,
-            "haplotype": haplotype.number,
-            "bases": haplotype.length,
-            "alleles": dict(haplotype.counts),
-            "short_documents_dropped": 0,
-            **{split: {"documents": 0, "bases": 0, "tokens": 0} for split in SPLITS},
-        }
-        self._rows[haplotype.contig, haplotype.sample, haplotype.number] = row
-        return row
+    def _cut(
+        self, variants: ContigVariants, plan: Plan
+    ) -> Iterator[tuple[Haplotype, Iterator[HaplotypeDocument]]]:
+        parts = plan.parts(variants.contig)
+        for haplotype in variants.haplotypes:
+            yield haplotype, plan_haplotype(haplotype, parts, self._options.context)
 
 
 def _describe_contig(variants: ContigVariants) -> dict[str, Any]:
@@ -134,4 +222,15 @@ def _describe_contig(variants: ContigVariants) -> dict[str, Any]:
         "records": variants.num_records,
         "records_left_out_for_their_ref": variants.num_ref_mismatches,
         "haplotypes": len(variants.haplotypes),
+    }
+
+
+def _describe_haplotype(haplotype: Haplotype) -> dict[str, Any]:
+    return {
+        "contig": haplotype.contig,
+        "sample": haplotype.sample,
+        "haplotype": haplotype.number,
+        "bases": haplotype.length,
+        "alleles": dict(haplotype.counts),
+        "short_documents_dropped": 0,
     }

@@ -67,15 +67,43 @@ def describe(plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def add_haplotypes(
-    manifest: dict[str, Any], description: dict[str, Any], totals: Mapping[str, Mapping[str, int]]
-) -> None:
-    """Adds what `data.haplotypes` has written to a manifest of the reference, and to its totals."""
-    manifest["haplotypes"] = description
-    for split, total in manifest["totals"].items():
-        for key, value in totals[split].items():
-            total[key] += value
-        total["bases_per_token"] = _ratio(total["bases"], total["tokens"])
+def join(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `describe` would say of the whole, from what it said of its parts, in order."""
+    first = manifests[0]
+    return {
+        "totals": _join_counts([manifest["totals"] for manifest in manifests]),
+        "holdout": first["holdout"],
+        "contigs": [
+            rows[0] | _join_counts(rows)
+            for rows in zip(*(manifest["contigs"] for manifest in manifests), strict=True)
+        ],
+        "documents": {
+            split: [row for manifest in manifests for row in manifest["documents"][split]]
+            for split in SPLITS
+        },
+        **(
+            {"haplotypes": _join_haplotypes([manifest["haplotypes"] for manifest in manifests])}
+            if "haplotypes" in first
+            else {}
+        ),
+    }
+
+
+def add_haplotypes(manifest: dict[str, Any], haplotypes: Mapping[str, Any]) -> None:
+    """Adds `HaplotypeSource.describe` to what `describe` said of the reference."""
+    rows = [*haplotypes["haplotypes"], manifest["totals"]]
+    manifest["totals"] = _join_counts(rows)
+    manifest["haplotypes"] = dict(haplotypes)
+
+
+def _join_haplotypes(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        **parts[0],
+        "haplotypes": [
+            {**rows[0], **_join_counts(rows)}
+            for rows in zip(*(part["haplotypes"] for part in parts), strict=True)
+        ],
+    }
 
 
 def versions() -> dict[str, str]:
@@ -142,17 +170,25 @@ def _by_split(documents: Sequence[Counted]) -> dict[str, Any]:
 def _count(documents: Sequence[Counted]) -> dict[str, Any]:
     """Documents, bases and tokens; both strands count where both are there."""
     num_bases = sum(document.length for document, _ in documents)
-    num_tokens = sum(tokens for _, tokens in documents)
+    return _totals(len(documents), num_bases, sum(tokens for _, tokens in documents))
+
+
+def _totals(num_documents: int, num_bases: int, num_tokens: int) -> dict[str, Any]:
     return {
-        "documents": len(documents),
+        "documents": num_documents,
         "bases": num_bases,
         "tokens": num_tokens,
-        "bases_per_token": _ratio(num_bases, num_tokens),
+        "bases_per_token": round(num_bases / num_tokens, 4) if num_tokens else None,
     }
 
 
-def _ratio(num_bases: int, num_tokens: int) -> float | None:
-    return round(num_bases / num_tokens, 4) if num_tokens else None
+def _join_counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        split: _totals(
+            *(sum(row[split][key] for row in rows) for key in ("documents", "bases", "tokens"))
+        )
+        for split in SPLITS
+    }
 
 
 def _encode(value: Any, indent: str, depth: int) -> str:

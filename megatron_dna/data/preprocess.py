@@ -8,10 +8,13 @@ depends neither on the number of workers nor on the pieces, and no memory grows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import chain
+import hashlib
+import itertools
+import json
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +22,24 @@ from tqdm import tqdm
 
 from megatron_dna.data import manifest as manifests
 from megatron_dna.data.coordinates import SUFFIX
-from megatron_dna.data.document_writer import DocumentWriter
 from megatron_dna.data.encode import encode_in_order
 from megatron_dna.data.haplotypes import HaplotypeOptions, HaplotypeSource
+from megatron_dna.data.output import Output
+from megatron_dna.data.writer import dtype_of
 from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
     Plan,
-    Split,
     plan_documents,
     scan,
 )
 from megatron_dna.genome.fasta import sha256_of
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
+from megatron_dna.genome.regions import is_bed
 from megatron_dna.genome.store import ReverseComplement, SequenceLike, SequenceStore
 from megatron_dna.tokenizer.bpe import DnaTokenizer
+
+WHOLE = (Fraction(0), Fraction(1))
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,12 @@ class PreprocessOptions:
         output_prefix: P; makes P_train.{bin,idx}, P_valid.{bin,idx} and the manifest P.json.
         reverse_complement: each document's reverse complement follows it, encoded from sequence.
         holdout: regions for P_valid, which P_train has nothing of: `20:3000001-4000000` (1-based,
-            inclusive) or a whole contig.
+            inclusive), a whole contig, or a BED file.
         min_length: shorter stretches are dropped (bases).
-        haplotypes: VCF files, whose haplotypes follow the reference.
+        haplotypes: of VCF files; their documents follow those of the reference.
         workers: threads that encode.
+        species: recorded in the manifest.
+        part: (start, end), shares of 1: only the documents that begin in this part of the whole.
         command: recorded in the manifest.
     """
 
@@ -61,12 +69,15 @@ class PreprocessOptions:
     min_length: int = 0
     haplotypes: HaplotypeOptions | None = None
     workers: int = 1
+    species: str = ""
+    part: tuple[Fraction, Fraction] = WHOLE
     command: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """The genomes' files."""
-        return (*self.fasta, *(self.haplotypes.vcf if self.haplotypes else ()))
+        """FASTA files, then BED files, then VCF files."""
+        beds = (Path(region) for region in self.holdout if is_bed(region))
+        return (*self.fasta, *beds, *(self.haplotypes.vcf if self.haplotypes else ()))
 
     def output(self, suffix: str) -> Path:
         """A file (or, for `_train`, a prefix) of the output."""
@@ -77,54 +88,121 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     """Writes the files of `options.output_prefix` and returns the manifest.
 
     Nothing has its real name before everything is encoded and on the disk. Older files of the same
-    prefix are then replaced as a set: the old manifest goes first, the new one comes last.
+    prefix are then replaced as a set: the old manifest goes first, the new one comes last. A run
+    that was killed or interrupted goes on where it stopped, to the same bytes.
 
     Raises:
         ValueError: an option, a region, a FASTA file or the tokenizer is at fault; nothing is left.
-        OSError: a file cannot be read or written; nothing is left.
+        OSError: a file cannot be read or written; nothing is left but what can be gone on with.
     """
     _check_options(options)
     tokenizer = DnaTokenizer.from_file(options.tokenizer)
     _check_alphabet(options.tokenizer, tokenizer)
-    source = HaplotypeSource(options.haplotypes) if options.haplotypes else None
-    inputs = [_describe_input(path) for path in options.inputs]
-    with ExitStack() as stack:
-        store = stack.enter_context(SequenceStore(_make_folder(options.output_prefix.parent)))
+    source = _open_haplotypes(options)
+    head = describe_run(options, tokenizer)
+    options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
+    with SequenceStore(options.output_prefix.parent) as store:
         with _progress("reading", None) as bar:
             contigs = scan(options.fasta, bar.update, store.append)
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
-        writers: dict[Split, DocumentWriter] = {
-            split: stack.enter_context(
-                DocumentWriter(options.output(f"_{split}"), tokenizer.vocab_size)
-            )
-            for split in SPLITS
-            if any(document.split == split for document in plan.documents)
-        }
-        tokens = _encode_all(options, plan, source, store, tokenizer, writers)
-        manifest = {
-            "format": manifests.FORMAT,
-            "command": list(options.command),
-            "versions": manifests.versions(),
-            "options": {
-                "reverse_complement": options.reverse_complement,
-                "holdout": list(options.holdout),
-                "min_length": options.min_length,
-            },
-            "inputs": inputs,
-            "tokenizer": {
-                "path": str(options.tokenizer),
-                "sha256": tokenizer.sha256,
-                "vocab_size": tokenizer.vocab_size,
-            },
-            "dtype": writers["train"].dtype.name,
-            **manifests.describe(plan, tokens),
-        }
-        if source is not None:
-            manifests.add_haplotypes(manifest, source.describe(), source.totals())
-        _publish(options, writers, manifest)
+        if options.haplotypes and options.haplotypes.no_reference:
+            plan = replace(plan, documents=())
+        outline = [(document.split, document.length) for document in plan.documents]
+        outline += source.plan(plan, store) if source else ()
+        if not any(split == "train" for split, _ in outline):
+            raise ValueError("there is no document for train: no variant lies outside the holdout")
+        part = _take_part([length for _, length in outline], options.part)
+        splits = [split for split, _ in outline[part]]
+        documents = _read_part(plan, source, store, part)
+        in_reference = len(plan.documents)
+        plan = replace(plan, documents=plan.documents[part])
+        fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
+        with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
+            total = sum(length for _, length in outline[part])
+            _encode_all(documents, total, store, tokenizer, options.workers, output)
+            manifest = {
+                "format": manifests.FORMAT,
+                "command": list(options.command),
+                **head,
+                "dtype": dtype_of(tokenizer.vocab_size).name,
+                **manifests.describe(plan, output.tokens[: len(plan.documents)]),
+            }
+            if source:
+                tokens = output.tokens[len(plan.documents) :]
+                first = max(part.start - in_reference, 0)
+                manifests.add_haplotypes(manifest, source.describe(first, tokens))
+            output.publish(manifest)
     return manifest
+
+
+def _open_haplotypes(options: PreprocessOptions) -> HaplotypeSource | None:
+    if options.haplotypes is None:
+        return None
+    return HaplotypeSource(options.haplotypes, options.min_length, options.reverse_complement)
+
+
+def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[str, Any]:
+    """All that shapes the output: where it is the same, an interrupted run can go on."""
+    return {
+        "versions": manifests.versions(),
+        "options": {
+            "reverse_complement": options.reverse_complement,
+            "holdout": list(options.holdout),
+            "min_length": options.min_length,
+            **({"haplotypes": options.haplotypes.describe()} if options.haplotypes else {}),
+            **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
+        },
+        "species": options.species,
+        "inputs": [
+            {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in options.inputs
+        ],
+        "tokenizer": {
+            "path": str(options.tokenizer),
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+        },
+    }
+
+
+def find_finished(options: PreprocessOptions) -> dict[str, Any] | None:
+    """The manifest of these very options, inputs and versions, where all of its files are there.
+
+    Raises:
+        ValueError, OSError: see `preprocess`.
+    """
+    path = options.output(".json")
+    if not path.exists():
+        return None
+    _check_options(options)
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    head = json.dumps(describe_run(options, DnaTokenizer.from_file(options.tokenizer)))
+    if any(manifest.get(key) != value for key, value in json.loads(head).items()):
+        return None
+    for split, total in manifest["totals"].items():
+        files = [options.output(f"_{split}{end}") for end in (".bin", ".idx", SUFFIX)]
+        if total["documents"] and not all(file.exists() for file in files):
+            return None
+    return manifest
+
+
+def _take_part(lengths: Sequence[int], part: tuple[Fraction, Fraction]) -> slice:
+    """The documents whose first base is in a part of all bases, laid end to end."""
+    positions = list(itertools.accumulate(lengths, initial=0))
+    first, last = (bisect_left(positions, bound * positions[-1]) for bound in part)
+    return slice(first, min(last, len(lengths)))
+
+
+def _read_part(
+    plan: Plan, source: HaplotypeSource | None, store: SequenceStore, part: slice
+) -> Iterator[Document]:
+    """The documents of a part: those of the reference, then those of haplotypes."""
+    yield from plan.documents[part]
+    first, last = (bound - len(plan.documents) for bound in (part.start, part.stop))
+    if source and last > 0:
+        yield from itertools.islice(source.documents(plan, store), max(first, 0), last)
 
 
 def _check_options(options: PreprocessOptions) -> None:
@@ -168,45 +246,30 @@ def _check_alphabet(path: Path, tokenizer: DnaTokenizer) -> None:
         raise ValueError(f"tokenizer {path} has no token for {', '.join(missing)}")
 
 
-def _describe_input(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
 def _progress(action: str, num_bases: int | None) -> tqdm[Any]:
     """A progress bar in bases, on a terminal only."""
     return tqdm(total=num_bases, desc=action, unit="bp", unit_scale=True, disable=None)
 
 
 def _encode_all(
-    options: PreprocessOptions,
-    plan: Plan,
-    source: HaplotypeSource | None,
+    documents: Iterator[Document],
+    num_bases: int,
     store: SequenceStore,
     tokenizer: DnaTokenizer,
-    writers: dict[Split, DocumentWriter],
-) -> list[int]:
-    """Encodes and adds every document; returns the tokens of each of the plan."""
-    tokens: list[int] = []
-    num_tokens = 0
-    documents: Iterable[Document] = plan.documents
-    if source is not None:
-        haplotypes = source.documents(plan, store, options.min_length, options.reverse_complement)
-        documents = chain(documents, haplotypes)
-    items = ((document, _sequence_of(document, store)) for document in documents)
-    total = sum(document.length for document in plan.documents)
-    with _progress("encoding", total) as bar:
-        for document, ids, is_last in encode_in_order(items, tokenizer, options.workers):
-            writers[document.split].append(ids)
-            num_tokens += len(ids)
+    workers: int,
+    output: Output,
+) -> None:
+    """Encodes and adds every document that an interrupted run has not finished."""
+    with _progress("encoding", num_bases) as bar:
+        for document in itertools.islice(documents, len(output.tokens)):
+            output.skip_document(document)
+            bar.update(document.length)
+        items = ((document, _sequence_of(document, store)) for document in documents)
+        for document, ids, is_last in encode_in_order(items, tokenizer, workers):
+            output.append(ids)
             if is_last:
-                writers[document.split].end_document(document)
-                if source is not None and isinstance(document, HaplotypeDocument):
-                    source.count(document, num_tokens)
-                else:
-                    tokens.append(num_tokens)
-                num_tokens = 0
+                output.end_document(document)
                 bar.update(document.length)
-    return tokens
 
 
 def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:
@@ -217,31 +280,3 @@ def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:
     else:
         forward = store.stretch(document.contig, document.start, document.end)
     return forward if document.strand == "+" else ReverseComplement(forward)
-
-
-def _publish(
-    options: PreprocessOptions, writers: dict[Split, DocumentWriter], manifest: dict[str, Any]
-) -> None:
-    """Brings everything to the disk, then gives all files their names, the manifest last."""
-    for writer in writers.values():
-        writer.prepare()
-    path, partial = options.output(".json"), options.output(".json.partial")
-    try:
-        manifests.write_durably(partial, manifests.encode_manifest(manifest))
-        path.unlink(missing_ok=True)
-        # Held-out files of an older run must not stay beside a training file that may hold them.
-        for split in SPLITS:
-            options.output(f"_{split}.idx").unlink(missing_ok=True)
-            if split not in writers:
-                for suffix in (".bin", SUFFIX):
-                    options.output(f"_{split}{suffix}").unlink(missing_ok=True)
-        for writer in writers.values():
-            writer.publish()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _make_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -10,13 +11,26 @@ import numpy.typing as npt
 
 from megatron_dna import _core
 
+MAX_UINT16_VOCAB_SIZE = 65_499
+"""With more ids than these, Megatron's DType.optimal_dtype chooses int32."""
+
+
+def dtype_of(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+    """How ids are stored."""
+    return np.dtype(np.uint16 if vocab_size <= MAX_UINT16_VOCAB_SIZE else np.int32)
+
+
+# In an .idx file: magic (9 bytes), version (8), dtype (1), sequences (8), documents + 1 (8), lengths.
+_COUNT_OFFSET = 18
+_LENGTHS_OFFSET = 34
+
 
 class IndexedWriter:
     """Writes PREFIX.bin and PREFIX.idx, one sequence for each document.
 
     Until `publish` the content lies in PREFIX.bin.partial and PREFIX.idx.partial, which leaving the
     `with` block removes. A killed process leaves them behind; the next writer of the same prefix
-    takes them over. Memory grows by 4 bytes a document.
+    takes them over, empties them or goes on. Memory grows by 4 bytes a document.
 
     Attributes:
         num_documents: documents added.
@@ -24,14 +38,21 @@ class IndexedWriter:
         dtype: how ids are stored: uint16 if vocab_size < 65,500, as Megatron chooses, else int32.
     """
 
-    def __init__(self, prefix: Path, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, vocab_size: int, finished: Sequence[int] = ()) -> None:
         """Opens the temporary files.
+
+        Args:
+            prefix: PREFIX.
+            vocab_size: number of ids.
+            finished: tokens of each document that PREFIX.bin.partial begins with, left there by
+                `leave` or a kill; they stay, what follows them goes.
 
         Raises:
             OSError: they cannot be created; BlockingIOError: another process is writing them.
-            ValueError: the vocabulary is empty, or too large for int32.
+            ValueError: the vocabulary is empty, or too large for int32; PREFIX.bin.partial is
+                shorter than `finished`.
         """
-        self._writer = _core.IndexedWriter(str(prefix), vocab_size)
+        self._writer = _core.IndexedWriter(str(prefix), vocab_size, finished)
 
     def add_document(self, ids: npt.NDArray[np.int32]) -> None:
         """Adds a document, int32 [tokens].
@@ -59,6 +80,22 @@ class IndexedWriter:
             ValueError: it has no token.
         """
         self._writer.end_document()
+
+    def sync(self) -> None:
+        """Puts what was added so far on the disk, in PREFIX.bin.partial.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        self._writer.sync()
+
+    def abort(self) -> None:
+        """Gives up and removes the temporary files; no effect once published."""
+        self._writer.abort()
+
+    def leave(self) -> None:
+        """Gives up, but leaves PREFIX.bin.partial for a writer that goes on with it."""
+        self._writer.leave()
 
     def prepare(self) -> None:
         """Puts all content on the disk, still under temporary names: a full disk shows here.
@@ -100,4 +137,15 @@ class IndexedWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._writer.abort()
+        self.abort()
+
+
+def document_lengths(prefix: Path) -> list[int]:
+    """Tokens of each document of a pair that `IndexedWriter` has published.
+
+    Raises:
+        OSError: the .idx file cannot be read.
+    """
+    path = prefix.with_name(prefix.name + ".idx")
+    count = int(np.fromfile(path, np.uint64, 1, offset=_COUNT_OFFSET)[0])
+    return np.fromfile(path, np.int32, count, offset=_LENGTHS_OFFSET).tolist()

@@ -17,8 +17,10 @@ from megatron_dna.genome.fasta import ContigPiece, read_fasta, read_pieces
 from megatron_dna.genome.regions import (
     Interval,
     Region,
+    is_bed,
     merge_intervals,
     parse_region,
+    read_bed,
     split_interval,
 )
 from megatron_dna.genome.sequence import StretchFinder, reverse_complement
@@ -95,12 +97,11 @@ class Plan:
     documents: tuple[Document, ...]
     dropped: tuple[Document, ...]
 
-    def parts(self) -> dict[str, list[Part]]:
-        """The parts of each contig that documents are made of, by its name."""
-        cuts: dict[str, list[Interval]] = {contig.name: [] for contig in self.contigs}
-        for region in self.holdout:
-            cuts[region.contig].append((region.start, region.end))
-        return {contig.name: contig_parts(contig, cuts[contig.name]) for contig in self.contigs}
+    def parts(self, name: str) -> list[Part]:
+        """The parts of a contig that documents are made of."""
+        contig = next(contig for contig in self.contigs if contig.name == name)
+        cuts = [(region.start, region.end) for region in self.holdout if region.contig == name]
+        return contig_parts(contig, cuts)
 
 
 def scan(
@@ -151,8 +152,9 @@ def plan_documents(
 
     Args:
         contigs: from `scan`.
-        holdout: regions in samtools' syntax, for example `20:3000001-4000000` or `20`. What lies in
-            them makes the documents of `valid`, and is in no document of `train`.
+        holdout: regions in samtools' syntax, for example `20:3000001-4000000` or `20`, and BED
+            files. What lies in them makes the documents of `valid`, and is in no document of
+            `train`.
         min_length: shorter stretches, after the cuts, are dropped (bases).
         both_strands: each document is followed by its reverse complement, a document too.
 
@@ -161,8 +163,11 @@ def plan_documents(
     """
     lengths = {contig.name: contig.length for contig in contigs}
     held_out: dict[str, list[Interval]] = {}
-    for region in (parse_region(text, lengths) for text in holdout):
-        held_out.setdefault(region.contig, []).append((region.start, region.end))
+    for text in holdout:
+        for region in (
+            read_bed(Path(text), lengths) if is_bed(text) else [parse_region(text, lengths)]
+        ):
+            held_out.setdefault(region.contig, []).append((region.start, region.end))
     cuts = {name: merge_intervals(intervals) for name, intervals in held_out.items()}
 
     documents: list[Document] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 Interval = tuple[int, int]
 """(start, end), 0-based half-open."""
@@ -54,6 +57,49 @@ def parse_region(text: str, lengths: Mapping[str, int]) -> Region:
             f"region {text!r} ends beyond contig {name!r}, which has {lengths[name]} bases"
         )
     return Region(name, start - 1, end)
+
+
+def is_bed(text: str) -> bool:
+    """Whether a held-out region, as users give it, is a BED file: by its name."""
+    return text.endswith((".bed", ".bed.gz"))
+
+
+def read_bed(path: Path, lengths: Mapping[str, int]) -> list[Region]:
+    """The regions of a BED file, plain or gzipped (0-based half-open; three columns are read).
+
+    Args:
+        path: the file. Blank lines and lines of `#`, `track` and `browser` are left out.
+        lengths: bases of every contig there is.
+
+    Raises:
+        ValueError: a line is not BED, a contig is not there, a region is not inside it, or there
+            is none. Names the line.
+        OSError: the file cannot be read.
+    """
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode().splitlines()
+    except (EOFError, zlib.error, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ValueError(f"BED file {path} is damaged or no text: {error}") from error
+    regions = []
+    for number, line in enumerate(lines, 1):
+        columns = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or line.startswith(("#", "track", "browser")):
+            continue
+        where = f"BED file {path}, line {number} ({line[:60]!r})"
+        if len(columns) < 3 or not (columns[1].isdecimal() and columns[2].strip().isdecimal()):
+            raise ValueError(f"{where} must be CONTIG, START and END, parted by tabs")
+        name, start, end = columns[0], int(columns[1]), int(columns[2])
+        if name not in lengths:
+            raise ValueError(f"{where}: there is no contig {name!r} in the FASTA files")
+        if not 0 <= start < end <= lengths[name]:
+            raise ValueError(
+                f"{where} must have 0 <= START < END <= {lengths[name]}, the contig's length"
+            )
+        regions.append(Region(name, start, end))
+    if not regions:
+        raise ValueError(f"BED file {path} has no region")
+    return regions
 
 
 def merge_intervals(intervals: Iterable[Interval]) -> list[Interval]:

@@ -8,6 +8,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,12 +366,29 @@ def test_the_command_line(make: Callable[..., PreprocessOptions], tmp_path: Path
     assert set(coordinates.arrays["sequence_haplotype"].tolist()) == {0, 2}
     for wrong, message in (
         (["--samples", "a,c"], "there is no sample 'c'; it has a, b"),
-        (["--variant-context", "-5"], "--variant-context (-5) must be a number of bases, or all"),
-        (["--variant-context", "0"], "variant_context (0) must be at least 1, or all"),
+        (["--variant-context", "0"], "variant_context (0) must be a number of bases from 1 on"),
+        (["--variant-context", "1k"], "variant_context (1k) must be a number of bases from 1"),
+        (["--unphased", "no"], "unphased (no) must be one of error, skip, random"),
+        (["--samples", "a", "--samples-file", "f"], "samples and samples_file exclude each other"),
+        (["--seed", "-1"], "seed (-1) must be at least 0"),
     ):
         done = run_tool(*common, *wrong)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_the_reference_can_be_left_out(make: Callable[..., PreprocessOptions]) -> None:
+    """So that the two can be blended by weight."""
+    options = make(reverse_complement=False)
+    preprocess(options)
+    together = read(options.output("_train"))
+    coordinates = DocumentCoordinates.open(options.output("_train"))
+    num_reference = sum(not coordinates.origin(n).sample for n in range(len(together)))
+    alone = replace(options, haplotypes=replace(options.haplotypes, no_reference=True))
+    preprocess(alone)
+    assert read(options.output("_train")) == together[num_reference:]
+    coordinates = DocumentCoordinates.open(options.output("_train"))
+    assert all(coordinates.origin(n).sample for n in range(len(coordinates)))
 
 
 def test_options_are_recorded(make: Callable[..., PreprocessOptions]) -> None:
@@ -382,12 +400,15 @@ def test_options_are_recorded(make: Callable[..., PreprocessOptions]) -> None:
         context=7,
     )
     manifest = preprocess(make(haplotypes=haplotypes))
-    assert manifest["haplotypes"]["options"] == {
+    assert manifest["options"]["haplotypes"] == {
         "haplotypes": "1",
         "unphased": "random",
         "on_ref_mismatch": "skip",
         "seed": 4,
+        "names": [],
+        "num_samples": 1,
         "variant_context": 7,
+        "no_reference": False,
     }
     assert len(manifest["haplotypes"]["samples"]) == 1
     assert [Path(file["path"]).name for file in manifest["inputs"]] == ["r.fa", "v.vcf.gz"]

@@ -1,0 +1,275 @@
+"""Corpora: many sources preprocessed by one file, on one machine or in shards that are then joined.
+
+Laid end to end, by the size of their FASTA files, the sources make a line; shard i of n takes the
+i-th of n equal parts of it. So each shard reads the sources that it has a part of, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_dna.data import manifest as manifests
+from megatron_dna.data.haplotypes import (
+    HAPLOTYPE_KEYS,
+    HaplotypeOptions,
+    parse_haplotype_options,
+)
+from megatron_dna.data.merge import merge_parts
+from megatron_dna.data.preprocess import PreprocessOptions, find_finished, preprocess
+from megatron_dna.genome.regions import is_bed
+
+BLEND_FILE = "blend.yaml"
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "fasta": ((str, list), "text, or a list of it"),
+    "species": ((str,), "text"),
+    "weight": ((int, float), "a number"),
+    "holdout": ((str, list), "text, or a list of it"),
+    "reverse_complement": ((bool,), "true or false"),
+    "min_length": ((int,), "a whole number"),
+    "vcf": ((str, list), "text, or a list of it"),
+    "samples": ((str, list), "text, or a list of it"),
+    "samples_file": ((str,), "text"),
+    "num_samples": ((int,), "a whole number"),
+    "seed": ((int,), "a whole number"),
+    "haplotypes": ((str, int), "both, 1 or 2"),
+    "unphased": ((str,), "text"),
+    "on_ref_mismatch": ((str,), "text"),
+    "variant_context": ((str, int), "a whole number, or all"),
+    "no_reference": ((bool,), "true or false"),
+}
+"""Of a source: what a value may be."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of a corpus.
+
+    Attributes:
+        name: begins the names of its files.
+        weight: in the blend that training draws from.
+        options: what to make of it.
+    """
+
+    name: str
+    weight: float
+    options: PreprocessOptions
+
+
+def read_corpus(
+    path: Path, output_dir: Path, data_dir: Path | None = None, **common: Any
+) -> list[Source]:
+    """The sources that a corpus file names.
+
+    Args:
+        path: YAML; docs/data.md has its keys.
+        output_dir: where all files go.
+        data_dir: what the paths in the file are relative to; its own folder unless given.
+        common: options for every source, such as workers.
+
+    Raises:
+        ValueError: the file, a key or a value is at fault; names it.
+        OSError: the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"corpus {path} is not YAML: {error}") from error
+    root = data_dir if data_dir is not None else path.parent
+    _check_mapping(str(path), content, ("tokenizer", "sources"))
+    if not isinstance(content.get("tokenizer"), str):
+        raise ValueError(f"corpus {path}: tokenizer must be the path of a tokenizer.json")
+    sources = content.get("sources")
+    if not isinstance(sources, dict) or not sources:
+        raise ValueError(f"corpus {path}: sources must map names to sources, at least one")
+    tokenizer = root / content["tokenizer"]
+    found = []
+    for name, keys in sources.items():
+        key = f"corpus {path}: sources.{name}"
+        if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+            raise ValueError(f"{key}: a name must be letters, digits, _ and -, as it names files")
+        options = PreprocessOptions(
+            **_read_source(key, keys, root),
+            tokenizer=tokenizer,
+            output_prefix=output_dir / name,
+            **common,
+        )
+        found.append(Source(name, float(keys.get("weight", 1)), options))
+    return found
+
+
+def _check_mapping(key: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} must map keys ({', '.join(known)}) to values")
+    unknown = next((name for name in value if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{key}: there is no key {unknown!r}; the keys are {', '.join(known)}")
+
+
+def _read_source(key: str, keys: Any, root: Path) -> dict[str, Any]:
+    """Options of a source, each with its type checked."""
+    _check_mapping(key, keys, tuple(_KEYS))
+    for name, value in keys.items():
+        kinds, wanted = _KEYS[name]
+        right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not right or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
+            raise ValueError(f"{key}.{name} ({value!r}) must be {wanted}")
+    if not 0 < keys.get("weight", 1) < float("inf"):
+        raise ValueError(f"{key}.weight ({keys['weight']}) must be positive and finite")
+    if not keys.get("fasta"):
+        raise ValueError(f"{key}.fasta must name at least one file")
+    holdout = [
+        str(root / region) if is_bed(region) else region
+        for region in _as_list(keys.get("holdout", []))
+    ]
+    return {
+        "fasta": tuple(root / path for path in _as_list(keys["fasta"])),
+        "holdout": tuple(holdout),
+        "haplotypes": _read_haplotypes(key, keys, root),
+        **{
+            name: keys[name]
+            for name in ("species", "reverse_complement", "min_length")
+            if name in keys
+        },
+    }
+
+
+def _read_haplotypes(key: str, keys: Mapping[str, Any], root: Path) -> HaplotypeOptions | None:
+    values = {name: keys[name] for name in HAPLOTYPE_KEYS if name in keys}
+    for name in ("vcf", "samples"):
+        if name in values:
+            values[name] = _as_list(values[name])
+    if "haplotypes" in values:
+        values["haplotypes"] = str(values["haplotypes"])
+    try:
+        return parse_haplotype_options(values, root)
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from error
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def preprocess_corpus(
+    sources: Sequence[Source], shard: tuple[int, int] | None = None
+) -> Iterator[tuple[Source, dict[str, Any]]]:
+    """Preprocesses every source, or a shard of the corpus; what is complete is not done again.
+
+    Args:
+        sources: from `read_corpus`.
+        shard: (i, n), the i-th of n, from 1 on.
+
+    Yields:
+        Each source, its options those of the shard, with its manifest, when it is complete.
+
+    Raises:
+        ValueError, OSError: see `preprocess`.
+    """
+    for source in sources if shard is None else take_shard(sources, *shard):
+        yield source, find_finished(source.options) or preprocess(source.options)
+
+
+def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[Source]:
+    """The sources that a shard has a part of, with the part.
+
+    Raises:
+        ValueError: there is no such shard, or a file is missing.
+    """
+    if not 1 <= shard <= num_shards:
+        raise ValueError(f"shard ({shard}/{num_shards}) must be I/N with 1 <= I <= N")
+    costs = [_cost(source.options) for source in sources]
+    total = Fraction(sum(costs))
+    first, last = Fraction(shard - 1, num_shards), Fraction(shard, num_shards)
+    taken, position = [], 0
+    for source, cost in zip(sources, costs, strict=True):
+        # The shard's ends, as shares of this source.
+        start, end = ((bound * total - position) / cost for bound in (first, last))
+        position += cost
+        if start < 1 and end > 0:
+            part = (max(start, Fraction(0)), min(end, Fraction(1)))
+            prefix = part_prefix(source.options.output_prefix, shard, num_shards)
+            options = replace(source.options, output_prefix=prefix, part=part)
+            taken.append(replace(source, options=options))
+    return taken
+
+
+def _cost(options: PreprocessOptions) -> int:
+    """About the bases to be encoded; only how well shards are balanced depends on it."""
+    num_bases = 1
+    for path in options.fasta:
+        if not path.is_file():
+            raise ValueError(f"input file {path} is not there, or not a regular file")
+        with path.open("rb") as stream:
+            is_compressed = stream.read(2) == b"\x1f\x8b"
+        num_bases += path.stat().st_size * (4 if is_compressed else 1)
+    return num_bases * (1 + options.reverse_complement)
+
+
+def part_prefix(prefix: Path, shard: int, num_shards: int) -> Path:
+    """The output prefix of a source's part in a shard."""
+    return prefix.with_name(f"{prefix.name}.shard-{shard}-of-{num_shards}")
+
+
+def merge_corpus(
+    sources: Sequence[Source], output_dir: Path
+) -> Iterator[tuple[Source, dict[str, Any]]]:
+    """Joins the shards of a corpus, and removes them when that is done.
+
+    Yields:
+        Each source with its manifest, when it is complete.
+
+    Raises:
+        ValueError: a shard is missing, or of other options, inputs or versions than the rest.
+        OSError: a file cannot be read or written.
+    """
+    for source in sources:
+        manifest = find_finished(source.options)
+        if manifest is None:
+            num_shards = _find_num_shards(source.name, output_dir)
+            parts = [
+                part.options
+                for shard in range(1, num_shards + 1)
+                for part in take_shard(sources, shard, num_shards)
+                if part.name == source.name
+            ]
+            manifest = merge_parts(source.options, parts)
+        for path in output_dir.glob(f"{source.name}.shard-*-of-*"):
+            path.unlink()
+        yield source, manifest
+
+
+def _find_num_shards(name: str, output_dir: Path) -> int:
+    found = {
+        path.stem.rpartition("-of-")[2] for path in output_dir.glob(f"{name}.shard-*-of-*.json")
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"{output_dir} has "
+            + (f"shards of {' and of '.join(sorted(found))}" if found else "no shard")
+            + f" of {name!r}: run --shard 1/N to --shard N/N, with one N, then --merge"
+        )
+    return int(found.pop())
+
+
+def write_blend(path: Path, sources: Sequence[tuple[Source, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Writes the `data` section of a training recipe that blends the sources by weight."""
+    data: dict[str, Any] = {"tokenizer": str(sources[0][0].options.tokenizer)}
+    for split in ("train", "valid"):
+        data[split] = [
+            {"prefix": f"{source.options.output_prefix}_{split}", "weight": source.weight}
+            for source, manifest in sources
+            if manifest["totals"][split]["documents"]
+        ]
+    text = "# The data section of a recipe for pretrain_dna_bert.py.\n" + yaml.safe_dump(
+        {"data": data}, sort_keys=False
+    )
+    partial = path.with_name(path.name + ".partial")
+    manifests.write_durably(partial, text)
+    partial.replace(path)
+    return data

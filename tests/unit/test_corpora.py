@@ -1,0 +1,347 @@
+"""Corpora: shards join to the bytes of one run, and every mistake in the file is named."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_dna.config import load_config
+from megatron_dna.data import corpora
+from megatron_dna.data.corpora import (
+    Source,
+    merge_corpus,
+    preprocess_corpus,
+    read_corpus,
+    take_shard,
+    write_blend,
+)
+from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.genome.regions import Region, read_bed
+from tests.unit.genome_files import ROOT, child_environment, files, run_tool
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, fastas: tuple[Path, ...], tokenizer_path: Path) -> Path:
+    """Three sources of very different sizes."""
+    (tmp_path / "tiny.fa").write_text(">t1\nACGTACGTTTGA\n>t2\nGATTACAGATTACA\n")
+    (tmp_path / "c.bed").write_text("# held out\nc\t50\t150\textra\n\nc\t100\t400\n")
+    path = tmp_path / "corpus.yaml"
+    sources: dict[str, Any] = {
+        "first": {
+            "fasta": str(fastas[0]),
+            "species": "Homo sapiens",
+            "weight": 0.5,
+            "holdout": ["b"],
+            "reverse_complement": True,
+        },
+        "second-1": {"fasta": [str(fastas[1])], "holdout": "c.bed", "min_length": 20},
+        "third": {"fasta": "tiny.fa", "weight": 3},
+    }
+    path.write_text(yaml.safe_dump({"tokenizer": str(tokenizer_path), "sources": sources}))
+    return path
+
+
+def without_command(folder: Path) -> dict[str, Any]:
+    """Every file of a folder; manifests without the command, which tells shards apart."""
+    found: dict[str, Any] = dict(files(folder))
+    for name in found:
+        if name.endswith(".json"):
+            found[name] = json.loads(found[name]) | {"command": None}
+            found[name] = json.dumps(found[name])
+    return found
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7])
+def test_joined_shards_are_one_run(corpus: Path, tmp_path: Path, num_shards: int) -> None:
+    """A failure would make the data depend on how many machines prepared it."""
+    whole = read_corpus(corpus, tmp_path / "whole", command=("whole",))
+    list(preprocess_corpus(whole))
+    sharded = read_corpus(corpus, tmp_path / "sharded", workers=2)
+    for shard in reversed(range(1, num_shards + 1)):
+        list(preprocess_corpus(sharded, (shard, num_shards)))
+    merged = list(merge_corpus(sharded, tmp_path / "sharded"))
+    assert [source.name for source, _ in merged] == ["first", "second-1", "third"]
+    assert without_command(tmp_path / "sharded") == without_command(tmp_path / "whole")
+    assert len(files(tmp_path / "whole")) == 5 + 5 + 3
+    again = list(merge_corpus(sharded, tmp_path / "sharded"))
+    assert [manifest for _, manifest in again] == [manifest for _, manifest in merged]
+
+
+def test_each_document_is_in_one_shard(corpus: Path, tmp_path: Path) -> None:
+    sources = read_corpus(corpus, tmp_path)
+    for num_shards in (1, 2, 5, 64):
+        parts: dict[str, list[Any]] = {source.name: [] for source in sources}
+        for shard in range(1, num_shards + 1):
+            for source in take_shard(sources, shard, num_shards):
+                parts[source.name].append(source.options.part)
+        for bounds in parts.values():
+            assert bounds[0][0] == 0
+            assert bounds[-1][1] == 1
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
+    for shard, num_shards in [(0, 2), (3, 2)]:
+        with pytest.raises(ValueError, match=rf"shard \({shard}/{num_shards}\) must be I/N"):
+            take_shard(sources, shard, num_shards)
+
+
+def test_what_is_complete_is_not_made_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed corpus goes on with the source that it was at."""
+    sources = read_corpus(corpus, tmp_path / "out")
+    list(preprocess_corpus(sources))
+    before = files(tmp_path / "out")
+    (tmp_path / "out" / "second-1_train.bin").unlink()
+    (tmp_path / "tiny.fa").write_text(">t1\nACGTACGTTTGA\n>t2\nGATTACAGATTACC\n")
+    made = []
+
+    def record(options: PreprocessOptions) -> dict[str, Any]:
+        made.append(options.output_prefix.name)
+        return preprocess(options)
+
+    monkeypatch.setattr(corpora, "preprocess", record)
+    list(preprocess_corpus(sources))
+    assert made == ["second-1", "third"]
+    after = files(tmp_path / "out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"third.json", "third_train.bin"}
+
+
+def test_shards_that_do_not_belong_together_are_refused(corpus: Path, tmp_path: Path) -> None:
+    """A failure would join parts of different inputs, or leave a part out."""
+    out = tmp_path / "out"
+    sources = read_corpus(corpus, out)
+    with pytest.raises(ValueError, match="no shard of 'first'"):
+        list(merge_corpus(sources, out))
+    list(preprocess_corpus(sources, (1, 3)))
+    list(preprocess_corpus(sources, (2, 3)))
+    for path in out.glob("first.shard-2-of-3*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"first\.shard-2-of-3\.json is not there: run its shard"):
+        list(merge_corpus(sources, out))
+    list(preprocess_corpus(sources, (2, 3)))
+    list(preprocess_corpus(sources, (3, 3)))
+    part = out / "first.shard-1-of-3_train.bin"
+    content = part.read_bytes()
+    part.write_bytes(content[:-2])
+    with pytest.raises(ValueError, match=r"first\.shard-1-of-3_train\.bin must have \d+ bytes"):
+        list(merge_corpus(sources, out))
+    part.write_bytes(content)
+    changed = corpus.read_text().replace("reverse_complement: true", "reverse_complement: false")
+    corpus.write_text(changed)
+    with pytest.raises(ValueError, match=r"json is not there|options is not what it is now"):
+        list(merge_corpus(read_corpus(corpus, out), out))
+    corpus.write_text(changed.replace("complement: false", "complement: true"))
+    list(preprocess_corpus(sources, (1, 2)))
+    with pytest.raises(ValueError, match="shards of 2 and of 3 of 'first'"):
+        list(merge_corpus(sources, out))
+    assert not (out / "first.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": 3}, "tokenizer must be the path"),
+        ({"extra": 1}, "there is no key 'extra'; the keys are tokenizer, sources"),
+        ({"sources": {}}, "sources must map names to sources"),
+        ({"sources": {"a": 1}}, "sources.a must map keys"),
+        ({"sources": {"a/b": {"fasta": "x.fa"}}}, "sources.a/b: a name must be letters"),
+        ({"sources": {"a": {"fasta": "x.fa", "wieght": 1}}}, "no key 'wieght'"),
+        ({"sources": {"a": {"fasta": []}}}, "a.fasta must name at least one file"),
+        ({"sources": {"a": {"weight": 1}}}, "a.fasta must name at least one file"),
+        ({"sources": {"a": {"fasta": [1]}}}, r"a.fasta \(\[1\]\) must be text, or a list"),
+        ({"sources": {"a": {"fasta": "x", "weight": True}}}, r"weight \(True\) must be a number"),
+        ({"sources": {"a": {"fasta": "x", "weight": 0}}}, r"weight \(0\) must be positive"),
+        ({"sources": {"a": {"fasta": "x", "min_length": "1"}}}, "must be a whole number"),
+        ({"sources": {"a": {"fasta": "x", "reverse_complement": 1}}}, "must be true or false"),
+        ({"sources": {"a": {"fasta": "x", "vcf": 1}}}, r"a.vcf \(1\) must be text, or a list"),
+        ({"sources": {"a": {"fasta": "x", "seed": 1}}}, "a.seed goes with vcf, which is not given"),
+        (
+            {"sources": {"a": {"fasta": "x", "vcf": "v", "variant_context": "1k"}}},
+            r"a.variant_context \(1k\) must be a number of bases from 1 on, or all",
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(
+    corpus: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    corpus.write_text(yaml.safe_dump(yaml.safe_load(corpus.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        read_corpus(corpus, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- 1\n", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_corpus(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"c\.yaml"):
+        read_corpus(tmp_path / "c.yaml", tmp_path / "out")
+
+
+def test_the_example_corpus_from_the_shell(tmp_path: Path, tokenizer_path: Path) -> None:
+    """The commands of the documentation: shards, then --merge, then a recipe that uses them."""
+    folder = ROOT / "examples/corpora"
+    content = yaml.safe_load((folder / "example.yaml").read_text())
+    content["tokenizer"] = str(tokenizer_path)
+    path = tmp_path / "corpus.yaml"
+    path.write_text(yaml.safe_dump(content))
+    common = ("--corpus", path, "--data-dir", folder, "--output-dir", tmp_path / "out")
+    for shard in ("1/2", "2/2"):
+        done = run_tool(*common, "--shard", shard, "--workers", "2")
+        assert (done.returncode, done.stderr) == (0, "")
+    done = run_tool(*common, "--merge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("next: torchrun")
+    blend = yaml.safe_load((tmp_path / "out/blend.yaml").read_text())
+    assert [(row["weight"]) for row in blend["data"]["train"]] == [3, 1]
+    recipe = yaml.safe_load((ROOT / "examples/tiny.yaml").read_text())
+    recipe["data"] |= blend["data"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = load_config(tmp_path / "recipe.yaml", [])
+    for source in (*config.data.train, *config.data.valid):
+        assert Path(f"{source.prefix}.idx").exists()
+    both = json.loads((tmp_path / "out/human_both_strands.json").read_text())
+    forward = json.loads((tmp_path / "out/human_forward.json").read_text())
+    assert both["holdout"] == forward["holdout"]
+    assert both["totals"]["train"]["bases"] == 2 * forward["totals"]["train"]["bases"]
+    assert both["species"] == "Homo sapiens"
+
+
+SBATCH = """#!/bin/bash
+# Stands for sbatch: runs each task of an array, or the job, at once.
+printf '%s\\n' "$*" >> "$LOG"
+for option in "$@"; do
+    case $option in --array=1-*) last=${option#--array=1-} ;; esac
+    script=$option
+done
+export SLURM_JOB_ID=7 SLURM_CPUS_PER_TASK=2
+if [ -n "${last:-}" ]; then
+    export SLURM_ARRAY_TASK_COUNT=$last
+    for ((i = last; i >= 1; i--)); do SLURM_ARRAY_TASK_ID=$i bash "$script" >&2; done
+else
+    bash "$script" >&2
+fi
+echo "7;cluster"
+"""
+
+
+def test_the_batch_script_makes_shards_and_joins_them(corpus: Path, tmp_path: Path) -> None:
+    """Slurm is not there: what it is asked for is carried out by a script of its name."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text(SBATCH)
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    environment = child_environment()
+    environment |= {
+        "PATH": f"{tmp_path / 'bin'}:{environment['PATH']}",
+        "PYTHON": sys.executable,
+        "CORPUS": str(corpus),
+        "OUT": str(tmp_path / "out"),
+        "LOG": str(tmp_path / "log"),
+    }
+    environment.pop("SLURM_JOB_ID", None)
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm/preprocess.sbatch"), "2", "--account=x"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "log").read_text().splitlines()
+    assert "--array=1-2 --account=x" in asked[0]
+    assert "--dependency=afterok:7 --account=x" in asked[1]
+    list(preprocess_corpus(read_corpus(corpus, tmp_path / "whole")))
+    merged = without_command(tmp_path / "out")
+    merged.pop("blend.yaml")
+    assert merged == without_command(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--corpus", "c.yaml"), "--corpus needs --output-dir"),
+        (("--fasta", "a.fa", "--tokenizer", "t"), "--fasta needs --output-prefix"),
+        (
+            ("--corpus", "c.yaml", "--output-dir", "d", "--holdout", "20"),
+            "--holdout goes with --fasta",
+        ),
+        (("--corpus", "c.yaml", "--output-dir", "d", "--shard", "1"), "must be I/N, such as 1/8"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    corpus: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = run_tool(*(str(corpus) if text == "c.yaml" else text for text in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no region"),
+        ("20\t1\n", r"line 1 .* must be CONTIG, START and END"),
+        ("20\t-1\t5\n", "line 1 .* must be CONTIG, START and END"),
+        ("20\t5\t5\n", "0 <= START < END <= 100"),
+        ("\n20\t5\t101\n", "line 2 .* 0 <= START < END <= 100"),
+        ("chr20\t5\t6\n", "no contig 'chr20'"),
+    ],
+)
+def test_a_bad_bed_file_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    """A failure would hold out nothing, and the leak would never show."""
+    (tmp_path / "x.bed").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_bed(tmp_path / "x.bed", {"20": 100})
+
+
+def test_a_bed_file_is_read_as_written(tmp_path: Path) -> None:
+    text = b"track name=x\nbrowser position\n#c\n20\t0\t5\tname\t0\t+\r\n20 7 100\n"
+    expected = [Region("20", 0, 5), Region("20", 7, 100)]
+    (tmp_path / "x.bed").write_bytes(text)
+    assert read_bed(tmp_path / "x.bed", {"20": 100}) == expected
+    (tmp_path / "x.bed.gz").write_bytes(gzip.compress(text))
+    assert read_bed(tmp_path / "x.bed.gz", {"20": 100}) == expected
+    (tmp_path / "x.bed.gz").write_bytes(gzip.compress(text)[:-4])
+    with pytest.raises(ValueError, match="damaged"):
+        read_bed(tmp_path / "x.bed.gz", {"20": 100})
+
+
+def test_a_bed_file_holds_out_what_regions_do(
+    options: Callable[..., PreprocessOptions], tmp_path: Path
+) -> None:
+    """The same bases in both ways of writing them: files are equal byte for byte."""
+    manifest = preprocess(options())
+    expected = files(options().output_prefix.parent)
+    bed = tmp_path / "held.bed"
+    bed.write_text("a\t20000\t30000\na\t58999\t60050\n")
+    found = preprocess(options(holdout=(str(bed), "b"), output_prefix=tmp_path / "bed/p"))
+    assert found["documents"] == manifest["documents"]
+    assert found["holdout"] == manifest["holdout"]
+    assert found["inputs"][-1]["path"] == str(bed)
+    for name in ("p_train.bin", "p_train.idx", "p_valid.bin", "p_valid.idx"):
+        assert files(tmp_path / "bed")[name] == expected[name]
+
+
+def test_every_recipe_reads(tmp_path: Path) -> None:
+    """A failure would be the first thing that a user of the recipe sees."""
+    recipes = sorted((ROOT / "examples/corpora").glob("*.yaml"))
+    assert len(recipes) >= 2
+    for path in recipes:
+        sources = read_corpus(path, tmp_path)
+        assert all(isinstance(source, Source) for source in sources)
+
+
+def test_the_blend_leaves_out_what_is_not_there(corpus: Path, tmp_path: Path) -> None:
+    sources = list(preprocess_corpus(read_corpus(corpus, tmp_path / "out")))
+    data = write_blend(tmp_path / "blend.yaml", sources)
+    names = [Path(source["prefix"]).name for source in data["valid"]]
+    assert names == ["first_valid", "second-1_valid"]
+    assert [source["weight"] for source in data["train"]] == [0.5, 1, 3]

@@ -1,0 +1,174 @@
+"""A killed run goes on where it stopped, and its files are those of a run that was not killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_dna.data import output
+from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from tests.unit.genome_files import child_environment, files
+
+# Checkpoints after every document of 1 kb, and slow enough to be killed anywhere.
+SLOW = """
+import sys, time
+from pathlib import Path
+from megatron_dna.data import encode, output
+from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+
+pause, prefix, tokenizer, *fastas = sys.argv[1:]
+output.CHECKPOINT_BASES = 1_000
+original = encode._encode
+
+def slow(*args):
+    time.sleep(float(pause))
+    return original(*args)
+
+encode._encode = slow
+fasta = tuple(map(Path, fastas))
+print("ready", flush=True)
+preprocess(PreprocessOptions(
+    fasta, Path(tokenizer), Path(prefix), reverse_complement=True, holdout=("b",), workers=2
+))
+"""
+
+
+def start(given: PreprocessOptions, pause: float) -> subprocess.Popen[str]:
+    arguments = [str(pause), str(given.output_prefix), str(given.tokenizer), *map(str, given.fasta)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments],
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+@pytest.fixture
+def small(
+    options: Callable[..., PreprocessOptions], contigs: dict[str, str], tmp_path: Path
+) -> PreprocessOptions:
+    """Options for 40 contigs, of which `b` is held out."""
+    path = tmp_path / "small.fa"
+    records = [f">s{i}\n{contigs['a'][1_500 * i : 1_500 * (i + 1)]}\n" for i in range(39)]
+    path.write_text("".join([*records[:20], f">b\n{contigs['b']}\n", *records[20:]]))
+    return options(fasta=(path,), holdout=("b",), workers=2)
+
+
+def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(small: PreprocessOptions) -> None:
+    """20 kills at random moments, over several runs; a failure would lose or repeat sequence."""
+    preprocess(small)
+    folder = small.output_prefix.parent
+    expected = files(folder)
+    rng = random.Random(0)
+    kills, resumed = 0, 0
+    while kills < 20:
+        for path in folder.iterdir():
+            path.unlink()
+        while True:
+            journal = folder / "p.journal.partial"
+            resumed += journal.exists() and len(journal.read_text().splitlines()) > 1
+            child = start(small, pause=0.004)
+            time.sleep(rng.uniform(0, 0.35))
+            child.kill()
+            child.wait()
+            kills += 1
+            found = files(folder)
+            if "p.json" in found:
+                assert {name: found[name] for name in expected} == expected
+                break
+            for split in ("train", "valid"):  # nothing looks complete that is not
+                if f"p_{split}.idx" in found:
+                    for name in (f"p_{split}.idx", f"p_{split}.bin"):
+                        assert found[name] == expected[name]
+            if kills % 4 == 0:
+                preprocess(small)
+                break
+        assert files(folder) == expected
+    assert resumed >= 5
+
+
+@pytest.mark.parametrize("damage", ["shorter", "byte", "journal", "no valid", "other options"])
+def test_what_cannot_be_trusted_is_encoded_again(
+    small: PreprocessOptions, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """A kill and a power cut may leave less than was written."""
+    preprocess(small)
+    folder = small.output_prefix.parent
+    expected = files(folder)
+    monkeypatch.setattr(output, "CHECKPOINT_BASES", 20_000)
+    child = start(small, pause=0.004)
+    journal, train = folder / "p.journal.partial", folder / "p_train.bin.partial"
+    while not journal.exists() or len(journal.read_text().splitlines()) < 6:
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    if damage == "shorter":
+        train.write_bytes(train.read_bytes()[:2_000])
+    elif damage == "byte":
+        content = bytearray(train.read_bytes())
+        content[1_000] ^= 1
+        train.write_bytes(content)
+    elif damage == "journal":
+        journal.write_bytes(journal.read_bytes()[:-5])
+    elif damage == "no valid":
+        (folder / "p_valid.bin.partial").unlink()
+    else:
+        journal.write_bytes(journal.read_bytes().replace(b'"fingerprint": "', b'"fingerprint": "0'))
+    preprocess(small)
+    assert files(folder) == expected
+
+
+def test_finished_documents_are_not_encoded_again(
+    small: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure would make the journal useless."""
+    monkeypatch.setattr(output, "CHECKPOINT_BASES", 1_000)
+    added = []
+    original = output.Output.append
+
+    def append(self: output.Output, ids: object) -> None:
+        added.append(len(self.tokens))
+        if len(self.tokens) == 30:
+            raise KeyboardInterrupt
+        original(self, ids)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(output.Output, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(small)
+    left = files(small.output_prefix.parent)
+    assert left.keys() == {"p.journal.partial", "p_train.bin.partial", "p_valid.bin.partial"}
+    monkeypatch.setattr(output.Output, "append", original)
+    added.clear()
+    monkeypatch.setattr(
+        output.Output,
+        "append",
+        lambda self, ids: (added.append(len(self.tokens)), original(self, ids)),
+    )
+    preprocess(small)
+    assert min(added) == 30
+    resumed = files(small.output_prefix.parent)
+    preprocess(small)
+    assert files(small.output_prefix.parent) == resumed
+
+
+def test_two_runs_of_one_prefix_do_not_mix(small: PreprocessOptions) -> None:
+    child = start(small, pause=0.05)
+    folder = small.output_prefix.parent
+    while not (folder / "p_train.bin.partial").exists():
+        time.sleep(0.002)
+    with pytest.raises(BlockingIOError, match="another process is writing"):
+        preprocess(small)
+    assert (folder / "p_train.bin.partial").exists()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
