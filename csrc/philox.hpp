@@ -16,6 +16,7 @@ namespace megatron_dna {
 
 // What a draw is for: the second word of the key.
 // Python draws too: 4 segments of a batch (training/curriculum.py), 5 noise (model/memory.py).
+// kPhasing: who gets which allele of an unphased genotype.
 enum class Purpose : std::uint64_t { kPhase = 1, kOrder = 2, kMask = 3, kPhasing = 6 };
 
 using PhiloxBlock = std::array<std::uint64_t, 4>;

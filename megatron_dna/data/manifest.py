@@ -91,9 +91,9 @@ def join(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def add_haplotypes(manifest: dict[str, Any], haplotypes: Mapping[str, Any]) -> None:
     """Adds `HaplotypeSource.describe` to what `describe` said of the reference."""
-    rows = [*haplotypes["haplotypes"], manifest["totals"]]
-    manifest["totals"] = _join_counts(rows)
-    manifest["haplotypes"] = dict(haplotypes)
+    rows = [row | _join_counts([row]) for row in haplotypes["haplotypes"]]
+    manifest["totals"] = _join_counts([manifest["totals"], *rows])
+    manifest["haplotypes"] = {**haplotypes, "haplotypes": rows}
 
 
 def _join_haplotypes(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def dtype_of(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
     return np.dtype(np.uint16 if vocab_size <= MAX_UINT16_VOCAB_SIZE else np.int32)
 
 
-# In an .idx file: magic (9 bytes), version (8), dtype (1), sequences (8), documents + 1 (8), lengths.
+# An .idx file: magic (9 bytes), version (8), dtype (1), documents (8), the same + 1 (8), lengths.
 _COUNT_OFFSET = 18
 _LENGTHS_OFFSET = 34
 
@@ -148,4 +148,5 @@ def document_lengths(prefix: Path) -> list[int]:
     """
     path = prefix.with_name(prefix.name + ".idx")
     count = int(np.fromfile(path, np.uint64, 1, offset=_COUNT_OFFSET)[0])
-    return np.fromfile(path, np.int32, count, offset=_LENGTHS_OFFSET).tolist()
+    lengths: list[int] = np.fromfile(path, np.int32, count, offset=_LENGTHS_OFFSET).tolist()
+    return lengths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ from typing import Any
 import pysam
 import pytest
 
+from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.preprocess import PreprocessOptions
 from megatron_dna.tokenizer.train import train_tokenizer
 from tests.unit.genome_files import EXAMPLE, HOLDOUT
+from tests.unit.variant_files import (
+    SAMPLES,
+    VARIANT_HOLDOUT,
+    Record,
+    random_records,
+    vcf_text,
+    write_vcf,
+)
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +83,67 @@ def options(
         return PreprocessOptions(**(defaults | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def variant_contigs() -> dict[str, str]:
+    """Random bases, with gaps and short runs of N."""
+    draw = random.Random(5)
+    bases = {name: "".join(draw.choices("ACGT", k=3000)) for name in ("x", "y", "z")}
+    for start, length in ((0, 12), (700, 9), (1490, 10), (2000, 40)):
+        bases["x"] = bases["x"][:start] + "N" * length + bases["x"][start + length :]
+    return bases
+
+
+@pytest.fixture(scope="session")
+def variant_records(variant_contigs: dict[str, str]) -> list[Record]:
+    """Dense random records, and some on the borders of what is held out."""
+    contigs = variant_contigs
+    found = [r for name in contigs for r in random_records(random.Random(1), name, contigs[name])]
+    found = [
+        r
+        for r in found
+        if "N" not in contigs[r.contig][r.position - 1 : r.position + len(r.ref) + 1]
+    ]
+    taken = {(r.contig, r.position) for r in found}
+    both = ("1|1", "0|1")
+    x = contigs["x"]
+    for at, ref_length, alt in (
+        (899, 1, x[899] + x[900:980]),  # copies what is held out in front of it
+        (2299, 3, x[2299]),  # a deletion into a region
+        (2308, 6, "A" * 80),  # a replacement out of it
+    ):
+        assert "N" not in alt
+        if ("x", at) in taken:
+            found = [r for r in found if (r.contig, r.position) != ("x", at)]
+        found.append(Record("x", at, x[at : at + ref_length], (alt,), both))
+    order = {name: n for n, name in enumerate(contigs)}
+    return sorted(found, key=lambda record: (order[record.contig], record.position))
+
+
+@pytest.fixture
+def variant_options(
+    tmp_path: Path,
+    variant_contigs: dict[str, str],
+    variant_records: list[Record],
+    tokenizer_path: Path,
+) -> Callable[..., PreprocessOptions]:
+    """Options to write all haplotypes of the records, both strands, with held-out regions."""
+    fasta = tmp_path / "in" / "r.fa"
+    fasta.parent.mkdir()
+    fasta.write_text("".join(f">{name}\n{bases}\n" for name, bases in variant_contigs.items()))
+    vcf = write_vcf(tmp_path / "in" / "v.vcf.gz", vcf_text(variant_records, SAMPLES))
+
+    def options(**changes: Any) -> PreprocessOptions:
+        haplotypes = HaplotypeOptions((vcf,), context=changes.pop("context", None))
+        defaults: dict[str, Any] = {
+            "fasta": (fasta,),
+            "tokenizer": tokenizer_path,
+            "output_prefix": tmp_path / "out" / "p",
+            "reverse_complement": True,
+            "holdout": VARIANT_HOLDOUT,
+            "haplotypes": haplotypes,
+        }
+        return PreprocessOptions(**(defaults | changes))
+
+    return options

@@ -23,6 +23,7 @@ from megatron_dna.genome.vcf import SampleChoice, choose_samples, open_vcf, read
 from tests.unit.genome_files import EXAMPLE
 from tests.unit.variant_files import (
     EXAMPLE_VCF,
+    SAMPLES,
     SHARED_VCF,
     Edit,
     Record,
@@ -30,13 +31,12 @@ from tests.unit.variant_files import (
     bcftools_consensus,
     edits_of,
     needs_bcftools,
+    random_case,
     read_all,
     spell,
     vcf_text,
     write_vcf,
 )
-
-SAMPLES = ("a", "b")
 
 
 def whole(haplotype: Haplotype) -> str:
@@ -71,41 +71,6 @@ def test_a_file_of_300_samples_equals_bcftools(chr20: str) -> None:
     for haplotype in variants.haplotypes:
         expected = bcftools_consensus(EXAMPLE, SHARED_VCF, haplotype.sample, haplotype.number)
         assert whole(haplotype) == expected["20"]
-
-
-def random_records(draw: random.Random, contig: str, reference: str) -> list[Record]:
-    """Records that overlap, touch, come twice, and lie at the contig's ends."""
-    records = []
-    at = draw.choice([0, 0, draw.randrange(len(reference))])
-    while at < len(reference):
-        ref = reference[at : at + draw.choice([1, 1, 1, 2, 3, 5])]
-        alts: list[str] = []
-        while len(alts) < draw.choice([1, 1, 2, 3]):
-            alt = draw.choice([random_allele(draw), ref[0] + random_allele(draw)])
-            alt = draw.choice([alt, alt, ref[:1], ref + random_allele(draw), alt + ref[-1:]])
-            if alt != ref and alt not in alts:
-                alts.append(alt)
-        alleles = ["0", ".", *map(str, range(1, len(alts) + 1)), *map(str, range(1, len(alts) + 1))]
-        genotypes = tuple(f"{draw.choice(alleles)}|{draw.choice(alleles)}" for _ in SAMPLES)
-        records.append(Record(contig, at, ref, tuple(alts), genotypes))
-        at += draw.choice([0, 0, 1, 1, 2, 3, draw.randrange(1, 30)])
-    return records
-
-
-def random_allele(draw: random.Random) -> str:
-    return "".join(draw.choice("ACGT") for _ in range(draw.choice([1, 1, 2, 3, 6])))
-
-
-def random_case(seed: int, num_contigs: int = 12) -> tuple[dict[str, str], list[Record]]:
-    draw = random.Random(seed)
-    letters = draw.choice(["ACGT", "AC", "A"])  # few letters: alleles that can be aligned anywhere
-    contigs = {
-        f"c{i}": "".join(draw.choice(letters) for _ in range(draw.choice([1, 5, 60, 61, 200])))
-        for i in range(num_contigs)
-    }
-    contigs[f"c{num_contigs}"] = "ACGT"  # ends the file: no variants in it
-    records = [r for name in list(contigs)[:-1] for r in random_records(draw, name, contigs[name])]
-    return contigs, records
 
 
 seeds = st.integers(0, 2**32)

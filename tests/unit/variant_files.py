@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from megatron_dna.genome.vcf import SampleChoice, choose_samples, open_vcf
 from tests.unit.genome_files import ROOT
 
 EXAMPLE_VCF = ROOT / "examples/data/human_kgp_chr20_20samples.vcf.gz"
+SAMPLES = ("a", "b")
+VARIANT_HOLDOUT = ("x:901-1500", "x:2301-2310", "y")
 SHARED_VCF = ROOT / "../shared/data/human_kgp_chr20/reference.vcf.gz"
 
 needs_bcftools = pytest.mark.skipif(
@@ -149,3 +152,38 @@ def spell(reference: str, edits: Sequence[Edit], start: int = 0, end: int | None
             parts += [reference[position : edit.start], edit.alt]
             position = edit.end
     return "".join([*parts, reference[position:end]])
+
+
+def random_records(draw: random.Random, contig: str, reference: str) -> list[Record]:
+    """Records that overlap, touch, come twice, and lie at the contig's ends."""
+    records = []
+    at = draw.choice([0, 0, draw.randrange(len(reference))])
+    while at < len(reference):
+        ref = reference[at : at + draw.choice([1, 1, 1, 2, 3, 5])]
+        alts: list[str] = []
+        while len(alts) < draw.choice([1, 1, 2, 3]):
+            alt = draw.choice([random_allele(draw), ref[0] + random_allele(draw)])
+            alt = draw.choice([alt, alt, ref[:1], ref + random_allele(draw), alt + ref[-1:]])
+            if alt != ref and alt not in alts:
+                alts.append(alt)
+        alleles = ["0", ".", *map(str, range(1, len(alts) + 1)), *map(str, range(1, len(alts) + 1))]
+        genotypes = tuple(f"{draw.choice(alleles)}|{draw.choice(alleles)}" for _ in SAMPLES)
+        records.append(Record(contig, at, ref, tuple(alts), genotypes))
+        at += draw.choice([0, 0, 1, 1, 2, 3, draw.randrange(1, 30)])
+    return records
+
+
+def random_allele(draw: random.Random) -> str:
+    return "".join(draw.choice("ACGT") for _ in range(draw.choice([1, 1, 2, 3, 6])))
+
+
+def random_case(seed: int, num_contigs: int = 12) -> tuple[dict[str, str], list[Record]]:
+    draw = random.Random(seed)
+    letters = draw.choice(["ACGT", "AC", "A"])  # few letters: alleles that can be aligned anywhere
+    contigs = {
+        f"c{i}": "".join(draw.choice(letters) for _ in range(draw.choice([1, 5, 60, 61, 200])))
+        for i in range(num_contigs)
+    }
+    contigs[f"c{num_contigs}"] = "ACGT"  # ends the file: no variants in it
+    records = [r for name in list(contigs)[:-1] for r in random_records(draw, name, contigs[name])]
+    return contigs, records
