@@ -99,16 +99,16 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
         plan = replace(plan, documents=_take_part(plan.documents, options.part))
-        splits = [document.split for document in plan.documents]
+        splits = {document.split for document in plan.documents}
         fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
         with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
-            _encode_all(plan.documents, store, tokenizer, options.workers, output)
+            tokens = _encode_all(plan.documents, store, tokenizer, options.workers, output)
             manifest = {
                 "format": manifests.FORMAT,
                 "command": list(options.command),
                 **head,
                 "dtype": dtype_of(tokenizer.vocab_size).name,
-                **manifests.describe(plan, output.tokens),
+                **manifests.describe(plan, tokens),
             }
             output.publish(manifest)
     return manifest
@@ -221,17 +221,18 @@ def _encode_all(
     tokenizer: DnaTokenizer,
     workers: int,
     output: Output,
-) -> None:
-    """Encodes and adds every document that an interrupted run has not finished."""
-    num_done = len(output.tokens)
+) -> list[int]:
+    """Encodes and adds what an interrupted run has not finished; returns each document's tokens."""
+    num_done = len(output.finished)
     items = ((document, _sequence_of(document, store)) for document in documents[num_done:])
     with _progress("encoding", sum(document.length for document in documents)) as bar:
         bar.update(sum(document.length for document in documents[:num_done]))
         for document, ids, is_last in encode_in_order(items, tokenizer, workers):
-            output.append(ids)
+            output.append(document.split, ids)
             if is_last:
-                output.end_document(document.length)
+                output.end_document(document.split, document.length)
                 bar.update(document.length)
+    return [tokens for _, tokens in output.finished]
 
 
 def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:
