@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
 
 NEEDED = {"fasta": ("tokenizer", "output_prefix"), "corpus": ("output_dir",)}
 OPTIONAL = {
-    "fasta": ("reverse_complement", "holdout", "min_length"),
+    "fasta": ("reverse_complement", "holdout", "min_length", "drop_duplicate_windows"),
     "corpus": ("data_dir", "shard", "merge"),
 }
 
@@ -102,6 +102,13 @@ def _add_options_of_fasta(group: Any) -> None:
         "20, 20:3000001-4000000 (1-based, inclusive) or a BED file",
     )
     group.add_argument("--min-length", type=int, metavar="BP", help="drop shorter stretches")
+    group.add_argument(
+        "--drop-duplicate-windows",
+        type=int,
+        metavar="BP",
+        help="leave windows of about BP bases out of training that it has already, on either "
+        "strand: of other assemblies or haplotypes",
+    )
 
 
 def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
@@ -128,6 +135,12 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
         f"{sum(contig['bases_in_runs_of_n_dropped'] for contig in contigs):,} bases in runs of N, "
         f"{sum(contig['short_stretches_dropped'] for contig in contigs):,} short stretches"
     )
+    if "duplicate_windows" in manifest:
+        dropped = manifest["duplicate_windows"]
+        print(
+            f"duplicates: {dropped['windows_dropped']:,} of {dropped['windows']:,} windows of "
+            f"training, {dropped['bases_dropped']:,} bases, left out"
+        )
 
 
 def print_next(data: dict[str, Any]) -> None:
@@ -155,6 +168,7 @@ def run_fasta(args: argparse.Namespace) -> None:
         reverse_complement=args.reverse_complement,
         holdout=tuple(args.holdout or ()),
         min_length=args.min_length or 0,
+        drop_duplicate_windows=args.drop_duplicate_windows or 0,
         workers=args.workers,
         command=tuple(sys.argv),
     )

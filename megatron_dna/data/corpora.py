@@ -31,6 +31,7 @@ VCF_KEYS = (
     "on_ref_mismatch",
     "variant_context",
 )
+OPTION_KEYS = ("species", "reverse_complement", "min_length", "drop_duplicate_windows")
 _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "fasta": ((str, list), "text, or a list of it"),
     "species": ((str,), "text"),
@@ -38,6 +39,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "holdout": ((str, list), "text, or a list of it"),
     "reverse_complement": ((bool,), "true or false"),
     "min_length": ((int,), "a whole number"),
+    "drop_duplicate_windows": ((int,), "a whole number"),
 }
 """Of a source: what a value may be."""
 
@@ -129,11 +131,7 @@ def _read_source(key: str, keys: Any, root: Path) -> dict[str, Any]:
     return {
         "fasta": tuple(root / path for path in _as_list(keys["fasta"])),
         "holdout": tuple(holdout),
-        **{
-            name: keys[name]
-            for name in ("species", "reverse_complement", "min_length")
-            if name in keys
-        },
+        **{name: keys[name] for name in OPTION_KEYS if name in keys},
     }
 
 

@@ -72,6 +72,11 @@ def join(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = manifests[0]
     return {
         "totals": _join_counts([manifest["totals"] for manifest in manifests]),
+        **(
+            {"duplicate_windows": first["duplicate_windows"]}
+            if "duplicate_windows" in first
+            else {}
+        ),
         "holdout": first["holdout"],
         "contigs": [
             rows[0] | _join_counts(rows)

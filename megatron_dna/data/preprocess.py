@@ -26,6 +26,7 @@ from megatron_dna.data.writer import dtype_of
 from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
+    drop_duplicates,
     plan_documents,
     scan,
 )
@@ -49,6 +50,8 @@ class PreprocessOptions:
         holdout: regions for P_valid, which P_train has nothing of: `20:3000001-4000000` (1-based,
             inclusive), a whole contig, or a BED file.
         min_length: shorter stretches are dropped (bases).
+        drop_duplicate_windows: windows of so many bases (in the mean; 0: none) that training has
+            already, on either strand, are left out of it.
         workers: threads that encode.
         species: recorded in the manifest.
         part: (start, end), shares of 1: only the documents that begin in this part of the whole.
@@ -61,6 +64,7 @@ class PreprocessOptions:
     reverse_complement: bool = False
     holdout: tuple[str, ...] = ()
     min_length: int = 0
+    drop_duplicate_windows: int = 0
     workers: int = 1
     species: str = ""
     part: tuple[Fraction, Fraction] = WHOLE
@@ -98,6 +102,15 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
+        duplicates: dict[str, int] = {}
+        if options.drop_duplicate_windows:
+            plan, duplicates = drop_duplicates(
+                plan,
+                store,
+                options.output_prefix.parent,
+                options.drop_duplicate_windows,
+                options.min_length,
+            )
         plan = replace(plan, documents=_take_part(plan.documents, options.part))
         splits = {document.split for document in plan.documents}
         fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
@@ -108,6 +121,7 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
                 "command": list(options.command),
                 **head,
                 "dtype": dtype_of(tokenizer.vocab_size).name,
+                **({"duplicate_windows": duplicates} if duplicates else {}),
                 **manifests.describe(plan, tokens),
             }
             output.publish(manifest)
@@ -122,6 +136,7 @@ def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[st
             "reverse_complement": options.reverse_complement,
             "holdout": list(options.holdout),
             "min_length": options.min_length,
+            "drop_duplicate_windows": options.drop_duplicate_windows,
             **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
         },
         "species": options.species,
@@ -177,6 +192,7 @@ def _check_options(options: PreprocessOptions) -> None:
     for key, value, minimum in (
         ("workers", options.workers, 1),
         ("min_length", options.min_length, 0),
+        ("drop_duplicate_windows", options.drop_duplicate_windows, 0),
     ):
         if value < minimum:
             raise ValueError(f"{key} ({value}) must be at least {minimum}")
