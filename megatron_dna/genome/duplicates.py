@@ -191,7 +191,7 @@ def _sliding_minimum(values: npt.NDArray[np.uint64], width: int) -> npt.NDArray[
     return np.minimum(found[: len(found) - rest], found[rest:])
 
 
-def _hash_kmers(bases: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+def _hash_kmers(bases: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """A hash of each run of 32 bases, the same on both strands; with an N in it, the greatest."""
     forward = _CODES[bases]
     reverse = np.uint64(3) - forward
@@ -201,12 +201,11 @@ def _hash_kmers(bases: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         forward = forward[:-width] << shift | forward[width:]
         reverse = reverse[width:] << shift | reverse[:-width]
         width *= 2
-    code = np.minimum(forward, reverse)
+    code: npt.NDArray[np.uint64] = np.minimum(forward, reverse)
     code ^= code >> np.uint64(31)
     code *= np.uint64(0x9E3779B97F4A7C15)
     code ^= code >> np.uint64(29)
     code *= np.uint64(0xBF58476D1CE4E5B9)
     code ^= code >> np.uint64(32)
     unknown = np.concatenate(([0], np.cumsum(bases == ord("N"))))
-    code[unknown[KMER:] > unknown[:-KMER]] = _NEVER
-    return code
+    return np.where(unknown[KMER:] > unknown[:-KMER], _NEVER, code)
