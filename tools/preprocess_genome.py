@@ -90,7 +90,13 @@ def parse_args() -> argparse.Namespace:
 
 NEEDED = {"fasta": ("tokenizer", "output_prefix"), "corpus": ("output_dir",)}
 OPTIONAL = {
-    "fasta": ("reverse_complement", "holdout", "min_length", *HAPLOTYPE_KEYS),
+    "fasta": (
+        "reverse_complement",
+        "holdout",
+        "min_length",
+        "drop_duplicate_windows",
+        *HAPLOTYPE_KEYS,
+    ),
     "corpus": ("data_dir", "shard", "merge"),
 }
 
@@ -112,6 +118,13 @@ def _add_options_of_fasta(group: Any) -> None:
         "20, 20:3000001-4000000 (1-based, inclusive) or a BED file",
     )
     group.add_argument("--min-length", type=int, metavar="BP", help="drop shorter stretches")
+    group.add_argument(
+        "--drop-duplicate-windows",
+        type=int,
+        metavar="BP",
+        help="leave windows of about BP bases out of training that it has already, on either "
+        "strand: of other assemblies or haplotypes",
+    )
 
 
 def _add_options_of_vcf(group: Any) -> None:
@@ -174,6 +187,12 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
         f"{sum(contig['bases_in_runs_of_n_dropped'] for contig in contigs):,} bases in runs of N, "
         f"{sum(contig['short_stretches_dropped'] for contig in contigs):,} short stretches"
     )
+    if "duplicate_windows" in manifest:
+        dropped = manifest["duplicate_windows"]
+        print(
+            f"duplicates: {dropped['windows_dropped']:,} of {dropped['windows']:,} windows of "
+            f"training, {dropped['bases_dropped']:,} bases, left out"
+        )
     if "haplotypes" in manifest:
         print_haplotypes(manifest["haplotypes"])
 
@@ -216,6 +235,7 @@ def run_fasta(args: argparse.Namespace) -> None:
         holdout=tuple(args.holdout or ()),
         min_length=args.min_length or 0,
         haplotypes=parse_haplotype_options({key: getattr(args, key) for key in HAPLOTYPE_KEYS}),
+        drop_duplicate_windows=args.drop_duplicate_windows or 0,
         workers=args.workers,
         command=tuple(sys.argv),
     )

@@ -25,6 +25,7 @@ from megatron_dna.data.preprocess import PreprocessOptions, find_finished, prepr
 from megatron_dna.genome.regions import is_bed
 
 BLEND_FILE = "blend.yaml"
+OPTION_KEYS = ("species", "reverse_complement", "min_length", "drop_duplicate_windows")
 _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "fasta": ((str, list), "text, or a list of it"),
     "species": ((str,), "text"),
@@ -32,6 +33,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "holdout": ((str, list), "text, or a list of it"),
     "reverse_complement": ((bool,), "true or false"),
     "min_length": ((int,), "a whole number"),
+    "drop_duplicate_windows": ((int,), "a whole number"),
     "vcf": ((str, list), "text, or a list of it"),
     "samples": ((str, list), "text, or a list of it"),
     "samples_file": ((str,), "text"),
@@ -131,11 +133,7 @@ def _read_source(key: str, keys: Any, root: Path) -> dict[str, Any]:
         "fasta": tuple(root / path for path in _as_list(keys["fasta"])),
         "holdout": tuple(holdout),
         "haplotypes": _read_haplotypes(key, keys, root),
-        **{
-            name: keys[name]
-            for name in ("species", "reverse_complement", "min_length")
-            if name in keys
-        },
+        **{name: keys[name] for name in OPTION_KEYS if name in keys},
     }
 
 

@@ -71,6 +71,7 @@ def join(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `describe` would say of the whole, from what it said of its parts, in order."""
     first = manifests[0]
     return {
+        **{key: first[key] for key in ("duplicate_windows",) if key in first},
         "totals": _join_counts([manifest["totals"] for manifest in manifests]),
         "holdout": first["holdout"],
         "contigs": [

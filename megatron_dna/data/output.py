@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -30,6 +30,10 @@ CHECKPOINT_BASES = 1 << 25
 READ_BYTES = 1 << 24
 
 
+Finished = tuple[Split, int]
+"""A document's split and tokens."""
+
+
 class _State(NamedTuple):
     """The bytes of a split's .bin so far, and their CRC-32."""
 
@@ -45,17 +49,18 @@ class Output:
     for the next run.
 
     Attributes:
-        tokens: of each finished document, those included that an earlier run finished.
+        finished: split and tokens of each finished document, in order, those included that an
+            earlier run finished.
     """
 
     def __init__(
-        self, prefix: Path, splits: Sequence[Split], vocab_size: int, fingerprint: str
+        self, prefix: Path, splits: Collection[Split], vocab_size: int, fingerprint: str
     ) -> None:
         """Opens the temporary files, and keeps what an interrupted run left in them.
 
         Args:
             prefix: P.
-            splits: of each document, in order.
+            splits: those that documents are in.
             vocab_size: number of ids.
             fingerprint: of everything that shapes the output; another one starts anew.
 
@@ -63,30 +68,28 @@ class Output:
             OSError: a file cannot be created; BlockingIOError: another process is writing it.
         """
         self._prefix = prefix
-        self._splits = splits
         self._journal = _Journal(self._path(".journal.partial"), fingerprint)
         self._writers: dict[Split, DocumentWriter] = {}
         try:
-            present = [split for split in SPLITS if split in splits]
-            self.tokens, self._states = self._journal.resume(
-                {split: self._path(f"_{split}.bin.partial") for split in present}
+            self.finished, self._states = self._journal.resume(
+                {split: self._path(f"_{split}.bin.partial") for split in SPLITS if split in splits}
             )
-            for split in present:
-                finished = [n for n, s in zip(self.tokens, splits, strict=False) if s == split]
-                self._writers[split] = DocumentWriter(self._path(f"_{split}"), vocab_size, finished)
+            for split in self._states:
+                lengths = [tokens for where, tokens in self.finished if where == split]
+                self._writers[split] = DocumentWriter(self._path(f"_{split}"), vocab_size, lengths)
         except BaseException:
             self._close(keep=True)
             raise
-        self._num_safe = len(self.tokens)
+        self._num_safe = len(self.finished)
         self._num_tokens = 0
         self._num_bases = 0
 
     def _path(self, suffix: str) -> Path:
         return self._prefix.with_name(self._prefix.name + suffix)
 
-    def append(self, ids: Ids) -> None:
-        """Adds ids to the next document; see `IndexedWriter.append`."""
-        self._writers[self._splits[len(self.tokens)]].append(ids)
+    def append(self, split: Split, ids: Ids) -> None:
+        """Adds ids to the document that is open; see `IndexedWriter.append`."""
+        self._writers[split].append(ids)
         self._num_tokens += len(ids)
 
     def skip_document(self, document: Document) -> None:
@@ -102,7 +105,7 @@ class Output:
         writer = self._writers[document.split]
         writer.end_document()
         writer.coordinates.add_document(document)
-        self.tokens.append(self._num_tokens)
+        self.finished.append((document.split, self._num_tokens))
         self._num_tokens = 0
         self._num_bases += document.length
         if self._num_bases >= CHECKPOINT_BASES:
@@ -114,9 +117,9 @@ class Output:
             writer.sync()
             size = writer.num_tokens * writer.dtype.itemsize
             path = self._path(f"_{split}.bin.partial")
-            self._states[split] = _extend(path, self._states.get(split, _State(0, 0)), size)
-        self._journal.add(self.tokens[self._num_safe :], self._states)
-        self._num_safe = len(self.tokens)
+            self._states[split] = _extend(path, self._states[split], size)
+        self._journal.add(self.finished[self._num_safe :], self._states)
+        self._num_safe = len(self.finished)
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Gives all files their names; see `publish`."""
@@ -143,8 +146,8 @@ class Output:
         keep = interrupted and self._num_safe > 0 and self._journal.is_there
         if keep:
             logger.warning(
-                "%d of %d documents are kept in %s_*.partial; the same command goes on from there",
-                *(self._num_safe, len(self._splits), self._prefix),
+                "%d documents are kept in %s_*.partial; the same command goes on from there",
+                *(self._num_safe, self._prefix),
             )
         self._close(keep)
 
@@ -202,13 +205,13 @@ class _Journal:
             logger.debug("%s cannot be locked", path)
         self.is_there = True
 
-    def resume(self, bins: dict[Split, Path]) -> tuple[list[int], dict[Split, _State]]:
-        """Tokens of the documents that are safe, and the state of each file; the rest is dropped.
+    def resume(self, bins: dict[Split, Path]) -> tuple[list[Finished], dict[Split, _State]]:
+        """The documents that are safe, and the state of each file; the rest is dropped.
 
         Args:
             bins: the .bin.partial of each split.
         """
-        tokens: list[int] = []
+        finished: list[Finished] = []
         states = {split: _State(0, 0) for split in bins}
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
@@ -220,17 +223,17 @@ class _Journal:
                 found = record and _find_states(record["states"], bins, states)
                 if not record or not found:
                     break
-                tokens += record["tokens"]
+                finished += [(split, tokens) for split, tokens in record["documents"]]
                 states = found
                 good += len(line)
         self._file.truncate(good)
         if not good:
             self._write({"fingerprint": self._fingerprint})
-        return tokens, states
+        return finished, states
 
-    def add(self, tokens: Sequence[int], states: dict[Split, _State]) -> None:
+    def add(self, finished: Sequence[Finished], states: dict[Split, _State]) -> None:
         """Lists more documents as safe."""
-        self._write({"tokens": list(tokens), "states": states})
+        self._write({"documents": list(finished), "states": states})
         os.fsync(self._file.fileno())
 
     def _write(self, record: dict[str, Any]) -> None:

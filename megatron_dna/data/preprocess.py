@@ -30,6 +30,7 @@ from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
     Plan,
+    drop_duplicates,
     plan_documents,
     scan,
 )
@@ -55,6 +56,8 @@ class PreprocessOptions:
             inclusive), a whole contig, or a BED file.
         min_length: shorter stretches are dropped (bases).
         haplotypes: of VCF files; their documents follow those of the reference.
+        drop_duplicate_windows: windows of so many bases (in the mean; 0: none) that training has
+            already, on either strand, are left out of it.
         workers: threads that encode.
         species: recorded in the manifest.
         part: (start, end), shares of 1: only the documents that begin in this part of the whole.
@@ -68,6 +71,7 @@ class PreprocessOptions:
     holdout: tuple[str, ...] = ()
     min_length: int = 0
     haplotypes: HaplotypeOptions | None = None
+    drop_duplicate_windows: int = 0
     workers: int = 1
     species: str = ""
     part: tuple[Fraction, Fraction] = WHOLE
@@ -107,6 +111,15 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
+        duplicates: dict[str, int] = {}
+        if options.drop_duplicate_windows:
+            plan, duplicates = drop_duplicates(
+                plan,
+                store,
+                options.output_prefix.parent,
+                options.drop_duplicate_windows,
+                options.min_length,
+            )
         if options.haplotypes and options.haplotypes.no_reference:
             plan = replace(plan, documents=())
         outline = [(document.split, document.length) for document in plan.documents]
@@ -114,25 +127,26 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         if not any(split == "train" for split, _ in outline):
             raise ValueError("there is no document for train: no variant lies outside the holdout")
         part = _take_part([length for _, length in outline], options.part)
-        splits = [split for split, _ in outline[part]]
+        splits = {split for split, _ in outline[part]}
         documents = _read_part(plan, source, store, part)
         in_reference = len(plan.documents)
         plan = replace(plan, documents=plan.documents[part])
         fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
         with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
             total = sum(length for _, length in outline[part])
-            _encode_all(documents, total, store, tokenizer, options.workers, output)
+            tokens = _encode_all(documents, total, store, tokenizer, options.workers, output)
             manifest = {
                 "format": manifests.FORMAT,
                 "command": list(options.command),
                 **head,
                 "dtype": dtype_of(tokenizer.vocab_size).name,
-                **manifests.describe(plan, output.tokens[: len(plan.documents)]),
+                **({"duplicate_windows": duplicates} if duplicates else {}),
+                **manifests.describe(plan, tokens[: len(plan.documents)]),
             }
             if source:
-                tokens = output.tokens[len(plan.documents) :]
                 first = max(part.start - in_reference, 0)
-                manifests.add_haplotypes(manifest, source.describe(first, tokens))
+                described = source.describe(first, tokens[len(plan.documents) :])
+                manifests.add_haplotypes(manifest, described)
             output.publish(manifest)
     return manifest
 
@@ -152,6 +166,7 @@ def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[st
             "holdout": list(options.holdout),
             "min_length": options.min_length,
             **({"haplotypes": options.haplotypes.describe()} if options.haplotypes else {}),
+            "drop_duplicate_windows": options.drop_duplicate_windows,
             **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
         },
         "species": options.species,
@@ -211,9 +226,15 @@ def _check_options(options: PreprocessOptions) -> None:
     for key, value, minimum in (
         ("workers", options.workers, 1),
         ("min_length", options.min_length, 0),
+        ("drop_duplicate_windows", options.drop_duplicate_windows, 0),
     ):
         if value < minimum:
             raise ValueError(f"{key} ({value}) must be at least {minimum}")
+    if options.haplotypes and options.drop_duplicate_windows:
+        raise ValueError(
+            f"drop_duplicate_windows ({options.drop_duplicate_windows}) does not go with vcf: "
+            "leave it out, and store windows around variants alone (variant_context)"
+        )
     if not options.output_prefix.name or options.output_prefix.is_dir():
         raise ValueError(
             f"output_prefix ({options.output_prefix}) is a folder; add a name: files begin with it"
@@ -258,18 +279,19 @@ def _encode_all(
     tokenizer: DnaTokenizer,
     workers: int,
     output: Output,
-) -> None:
-    """Encodes and adds every document that an interrupted run has not finished."""
+) -> list[int]:
+    """Encodes and adds what an interrupted run has not finished; returns each document's tokens."""
     with _progress("encoding", num_bases) as bar:
-        for document in itertools.islice(documents, len(output.tokens)):
+        for document in itertools.islice(documents, len(output.finished)):
             output.skip_document(document)
             bar.update(document.length)
         items = ((document, _sequence_of(document, store)) for document in documents)
         for document, ids, is_last in encode_in_order(items, tokenizer, workers):
-            output.append(ids)
+            output.append(document.split, ids)
             if is_last:
                 output.end_document(document)
                 bar.update(document.length)
+    return [tokens for _, tokens in output.finished]
 
 
 def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from megatron_dna.genome.duplicates import DuplicateWindows
 from megatron_dna.genome.fasta import ContigPiece, read_fasta, read_pieces
 from megatron_dna.genome.regions import (
     Interval,
@@ -24,6 +25,7 @@ from megatron_dna.genome.regions import (
     split_interval,
 )
 from megatron_dna.genome.sequence import StretchFinder, reverse_complement
+from megatron_dna.genome.store import SequenceStore
 
 Split = Literal["train", "valid"]
 Strand = Literal["+", "-"]
@@ -185,6 +187,52 @@ def plan_documents(
     plan = Plan(tuple(contigs), tuple(regions), tuple(documents), tuple(dropped))
     _check_splits(plan, min_length)
     return plan
+
+
+def drop_duplicates(
+    plan: Plan, store: SequenceStore, folder: Path, window_length: int, min_length: int = 0
+) -> tuple[Plan, dict[str, int]]:
+    """Leaves the windows out of training that it has already; `valid` stays as it is.
+
+    Args:
+        plan: of the documents; what is left of one makes shorter ones.
+        store: has their sequence.
+        folder: for scratch files.
+        window_length: see `DuplicateWindows`.
+        min_length: what is left and shorter is dropped too (bases).
+
+    Returns:
+        The plan, and what was dropped, counted on the forward strand.
+
+    Raises:
+        ValueError: `window_length` is too short.
+        OSError: the disk is full or fails.
+    """
+    forward = [d for d in plan.documents if d.split == "train" and d.strand == "+"]
+    both_strands = any(document.strand == "-" for document in plan.documents)
+    kept: dict[Document, list[Document]] = {}
+    with DuplicateWindows(folder, window_length) as windows:
+        for document in forward:
+            windows.add(store.stretch(document.contig, document.start, document.end))
+        for document, parts in zip(forward, windows.new_parts(), strict=True):
+            kept[document] = [
+                replace(document, start=document.start + a, end=document.start + b, strand=strand)
+                for a, b in parts
+                if b - a >= min_length
+                for strand in (("+", "-") if both_strands else ("+",))
+            ]
+    documents = [
+        part
+        for document in plan.documents
+        if document.split != "train" or document.strand == "+"
+        for part in kept.get(document, [document])
+    ]
+    return replace(plan, documents=tuple(documents)), {
+        "window_length": window_length,
+        "windows": windows.num_windows,
+        "windows_dropped": windows.num_dropped,
+        "bases_dropped": windows.num_bases_dropped,
+    }
 
 
 def read_documents(paths: Sequence[Path], plan: Plan) -> Iterator[tuple[Document, bytes]]:

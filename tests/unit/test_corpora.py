@@ -44,7 +44,7 @@ def corpus(tmp_path: Path, fastas: tuple[Path, ...], tokenizer_path: Path) -> Pa
             "reverse_complement": True,
         },
         "second-1": {"fasta": [str(fastas[1])], "holdout": "c.bed", "min_length": 20},
-        "third": {"fasta": "tiny.fa", "weight": 3},
+        "third": {"fasta": "tiny.fa", "weight": 3, "drop_duplicate_windows": 64},
     }
     path.write_text(yaml.safe_dump({"tokenizer": str(tokenizer_path), "sources": sources}))
     return path

@@ -80,11 +80,21 @@ def kmers(sequence: str, k: int = 64) -> set[str]:
     return {sequence[i : i + k] for i in range(len(sequence) - k + 1)}
 
 
+@pytest.mark.parametrize("how", ["regions", "bed", "deduplicated"])
 def test_nothing_held_out_is_in_training(
-    options: Callable[..., PreprocessOptions], contigs: dict[str, str], tokenizer_path: Path
+    options: Callable[..., PreprocessOptions],
+    contigs: dict[str, str],
+    tokenizer_path: Path,
+    tmp_path: Path,
+    how: str,
 ) -> None:
     """A failure is a leak: the held-out loss would be of sequence that was trained on."""
-    manifest = preprocess(options())
+    bed = tmp_path / "held.bed"
+    bed.write_text("a\t20000\t30000\nb\t0\t10000\na\t58999\t60050\n")
+    changes: dict[str, Any] = {"bed": {"holdout": (str(bed),)}}.get(how, {})
+    if how == "deduplicated":
+        changes["drop_duplicate_windows"] = 64
+    manifest = preprocess(options(**changes))
     held_out = {name: [False] * len(sequence) for name, sequence in contigs.items()}
     for name, start, end in [("a", 20_000, 30_000), ("b", 0, 10_000), ("a", 58_999, 60_050)]:
         held_out[name][start:end] = [True] * (end - start)
@@ -173,14 +183,14 @@ def test_many_small_contigs_stay_in_order(
     options: Callable[..., PreprocessOptions], contigs: dict[str, str], tmp_path: Path
 ) -> None:
     """More documents than are read ahead at once."""
-    names = [f"s{i}" for i in range(2_000)]
-    small = {name: contigs["b"][i : i + 20 + i % 7] for i, name in enumerate(names)}
+    names = [f"s{i}" for i in range(10_000)]
+    small = {name: contigs["b"][i % 9_000 : i % 9_000 + 20 + i % 7] for i, name in enumerate(names)}
     path = tmp_path / "small.fa"
     path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in small.items()))
-    given = options(fasta=(path,), holdout=("s7", "s1999"), workers=2, reverse_complement=False)
+    given = options(fasta=(path,), holdout=("s7", "s9999"), workers=2, reverse_complement=False)
     manifest = preprocess(given)
-    assert [row["contig"] for row in manifest["documents"]["valid"]] == ["s7", "s1999"]
-    assert len(manifest["documents"]["train"]) == 1_998
+    assert [row["contig"] for row in manifest["documents"]["valid"]] == ["s7", "s9999"]
+    assert len(manifest["documents"]["train"]) == 9_998
     check_documents(given.output_prefix, manifest, small, given.tokenizer)
 
 

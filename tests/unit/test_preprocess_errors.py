@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from tests.unit.data_files import write_tokenizer
 from tests.unit.genome_files import (
     EXAMPLE,
     TOOL,
@@ -183,11 +184,16 @@ def test_the_tool_reports_an_error_in_one_line(tmp_path: Path, tokenizer_path: P
     assert not files(tmp_path)
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path: Path, tokenizer_path: Path) -> None:
-    """The limit on file size stands for the disk's."""
+@pytest.mark.parametrize(
+    ("kib", "what"), [(500, "cannot write the scratch file"), (6_000, "cannot write")]
+)
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, kib: int, what: str) -> None:
+    """The limit on file size stands for the disk's: for the scratch file (4 MB), then the .bin."""
+    tokenizer = write_tokenizer(tmp_path / "t.json")  # two bases a token: 8 MB for both strands
+    folder = tmp_path / "out"
     command = (
-        f"ulimit -f 500; exec {sys.executable} {TOOL} --fasta {EXAMPLE} "
-        f"--tokenizer {tokenizer_path} --output-prefix {tmp_path}/x"
+        f"ulimit -f {kib}; exec {sys.executable} {TOOL} --fasta {EXAMPLE} "
+        f"--tokenizer {tokenizer} --output-prefix {folder}/x --reverse-complement"
     )
     done = subprocess.run(
         ["bash", "-c", command],
@@ -197,9 +203,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, tokenizer_path: Path) ->
         check=False,
     )
     assert done.returncode == 2
-    assert "cannot write" in done.stderr
+    assert what in done.stderr
     assert "File too large" in done.stderr
-    assert not files(tmp_path)
+    assert not files(folder)
 
 
 TERMINATED = """

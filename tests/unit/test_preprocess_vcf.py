@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     assert not {"p.json", "p_train.coordinates.npz"} & files(folder).keys()
     preprocess(options)
     assert files(folder) == expected
-    assert len(ended) > 100
+    assert 60 < len(ended) < 100  # of 80, those that were safe not again
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,11 +138,11 @@ def test_finished_documents_are_not_encoded_again(
     added = []
     original = output.Output.append
 
-    def append(self: output.Output, ids: object) -> None:
-        added.append(len(self.tokens))
-        if len(self.tokens) == 30:
+    def append(self: output.Output, split: Any, ids: Any) -> None:
+        added.append(len(self.finished))
+        if len(self.finished) == 30:
             raise KeyboardInterrupt
-        original(self, ids)  # type: ignore[arg-type]
+        original(self, split, ids)
 
     monkeypatch.setattr(output.Output, "append", append)
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +154,7 @@ def test_finished_documents_are_not_encoded_again(
     monkeypatch.setattr(
         output.Output,
         "append",
-        lambda self, ids: (added.append(len(self.tokens)), original(self, ids)),
+        lambda self, split, ids: (added.append(len(self.finished)), original(self, split, ids)),
     )
     preprocess(small)
     assert min(added) == 30
