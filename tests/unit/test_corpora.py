@@ -71,7 +71,7 @@ def test_joined_shards_are_one_run(corpus: Path, tmp_path: Path, num_shards: int
     merged = list(merge_corpus(sharded, tmp_path / "sharded"))
     assert [source.name for source, _ in merged] == ["first", "second-1", "third"]
     assert without_command(tmp_path / "sharded") == without_command(tmp_path / "whole")
-    assert len(files(tmp_path / "whole")) == 5 + 5 + 3
+    assert len(files(tmp_path / "whole")) == 7 + 7 + 4
     again = list(merge_corpus(sharded, tmp_path / "sharded"))
     assert [manifest for _, manifest in again] == [manifest for _, manifest in merged]
 
