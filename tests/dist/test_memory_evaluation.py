@@ -1,4 +1,4 @@
-"""Scores with memory kept, reset and swapped: on a model that remembers, and against a slow loop."""
+"""Scores with memory kept, reset, swapped: on a model that remembers, and against a slow loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECALL = [
 
 
 class Notebook(torch.nn.Module):
-    """A hand-made model: memory slot i holds symbol i of the barcode; blank memory says symbol 9."""
+    """A model made by hand: memory slot i holds symbol i of the barcode; blank memory says 9."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
