@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "bpe.hpp"
+#include "bpe_trainer.hpp"
 #include "indexed_writer.hpp"
 #include "kmer.hpp"
 #include "masking.hpp"
@@ -109,6 +110,27 @@ void bind_tokenizers(py::module_& m) {
            }),
            py::kw_only(), py::arg("vocab"), py::arg("length"), py::arg("specials"),
            py::arg("unk_id"), py::arg("strip"), py::arg("min_gap_length"));
+}
+
+void bind_bpe_trainer(py::module_& m) {
+  using megatron_dna::BpeTrainer;
+  py::class_<BpeTrainer>(m, "BpeTrainer")
+      .def(py::init([](std::string_view letters, std::size_t min_frequency,
+                       std::size_t max_length) {
+             const megatron_dna::BpeTrainerOptions options{min_frequency, max_length};
+             return std::make_unique<BpeTrainer>(letters, options);
+           }),
+           py::arg("letters"), py::kw_only(), py::arg("min_frequency"), py::arg("max_length"))
+      .def("reserve", &BpeTrainer::reserve, py::arg("num_letters"), py::arg("num_texts"))
+      .def(
+          "add",
+          [](BpeTrainer& self, const py::buffer& text) {
+            const py::buffer_info info = text.request();
+            self.add(view_of(info));
+          },
+          py::arg("text"))
+      .def("merge", &BpeTrainer::merge, py::arg("num_merges"),
+           py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_sequence(py::module_& m) {
@@ -318,6 +340,7 @@ PYBIND11_MODULE(_core, m) {
   // ---- tokenizers ------------------------------------------------------------------------------
 
   bind_tokenizers(m);
+  bind_bpe_trainer(m);
 
   // ---- sequences -------------------------------------------------------------------------------
 
