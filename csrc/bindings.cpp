@@ -115,12 +115,12 @@ void bind_tokenizers(py::module_& m) {
 void bind_bpe_trainer(py::module_& m) {
   using megatron_dna::BpeTrainer;
   py::class_<BpeTrainer>(m, "BpeTrainer")
-      .def(py::init([](std::string_view letters, std::size_t min_frequency,
-                       std::size_t max_length) {
-             const megatron_dna::BpeTrainerOptions options{min_frequency, max_length};
-             return std::make_unique<BpeTrainer>(letters, options);
-           }),
-           py::arg("letters"), py::kw_only(), py::arg("min_frequency"), py::arg("max_length"))
+      .def(
+          py::init([](std::string_view letters, std::size_t min_frequency, std::size_t max_length) {
+            const megatron_dna::BpeTrainerOptions options{min_frequency, max_length};
+            return std::make_unique<BpeTrainer>(letters, options);
+          }),
+          py::arg("letters"), py::kw_only(), py::arg("min_frequency"), py::arg("max_length"))
       .def("reserve", &BpeTrainer::reserve, py::arg("num_letters"), py::arg("num_texts"))
       .def(
           "add",

@@ -109,8 +109,8 @@ void BpeTrainer::find_pairs() {
     if (entry.count < threshold_) continue;
     if (entry.count > scanned) entry.positions = {};
     entry.positions.shrink_to_fit();
-    candidates_.push({entry.count,
-                      {static_cast<Token>(packed >> 16), static_cast<Token>(packed & UINT16_MAX)}});
+    candidates_.push(
+        {entry.count, {static_cast<Token>(packed >> 16), static_cast<Token>(packed & UINT16_MAX)}});
     entries_.emplace(packed, std::move(entry));
   }
 }
@@ -151,8 +151,8 @@ void BpeTrainer::merge_pair(Pair pair) {
   }
 }
 
-// Merges the pair if it is at `at` still. Pairs with the tokens before and after it are lost, others
-// are made; a pair of two merged tokens counts as made before the second.
+// Merges the pair if it is at `at` still. Pairs with the tokens before and after it are lost,
+// others are made; a pair of two merged tokens counts as made before the second.
 void BpeTrainer::merge_at(Position at, Pair pair, Token merged, Changes& before, Changes& after) {
   const std::size_t middle = at + std::size_t{lengths_[pair.first]};
   if (tokens_[at] != pair.first || tokens_[middle] != pair.second) return;

@@ -34,8 +34,8 @@ KmerEncoder::KmerEncoder(const std::vector<std::string>& vocab, std::size_t leng
   }
   for (const char base : kBases) num_missing += letter_id(base) < 0;
   if (num_missing > 0) {
-    throw std::invalid_argument("the vocabulary lacks " + std::to_string(num_missing) +
-                                " of the " + std::to_string(length) + "-mers and single bases");
+    throw std::invalid_argument("the vocabulary lacks " + std::to_string(num_missing) + " of the " +
+                                std::to_string(length) + "-mers and single bases");
   }
 }
 

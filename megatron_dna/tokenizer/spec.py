@@ -110,7 +110,9 @@ def _vocabulary(spec: dict[str, Any], model: dict[str, Any]) -> tuple[list[str],
             _check(f"{key}.{option}", added.get(option), (None, False))
         token, token_id = added.get("content"), added.get("id")
         if not isinstance(token, str) or not token or ids.get(token) != token_id:
-            raise ValueError(f"{key} ({token!r}, id {token_id!r}) must be in model.vocab with that id")
+            raise ValueError(
+                f"{key} ({token!r}, id {token_id!r}) must be in model.vocab with that id"
+            )
         specials.append(ids[token])
     if any(type(i) is not int for i in ids.values()) or sorted(ids.values()) != [*range(len(ids))]:
         raise ValueError(f"the {len(ids)} tokens must have the ids 0 to {len(ids) - 1}, each once")

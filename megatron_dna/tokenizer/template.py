@@ -30,9 +30,7 @@ def check_output(output: Path) -> None:
         raise ValueError(f"output ({output}) must be a file in a folder, there or to be made")
 
 
-def save_tokenizer(
-    model: models.Model, output: Path, pattern: str | Regex = GAP
-) -> None:
+def save_tokenizer(model: models.Model, output: Path, pattern: str | Regex = GAP) -> None:
     """Writes the tokenizer.json of a model; the file appears when it is complete.
 
     Args:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_dna.data.pictures import save_figure
 from megatron_dna.training.metrics import read_records
 
 
@@ -49,7 +48,7 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
     axes.set_ylabel("cross-entropy (nats a masked token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def plot_memory(
@@ -97,7 +96,7 @@ def plot_memory(
         axes[1].set_xlabel(f"segment, in windows of {longest['num_segments']}")
     for panel in axes:
         panel.grid(alpha=0.3)
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def plot_recall(
@@ -115,21 +114,12 @@ def plot_recall(
     axes.set_ylabel("accuracy")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 CONTROL_STYLES = {
     "kept": ("tab:blue", "o"), "reset": ("tab:red", "s"), "swapped": ("tab:orange", "^"),
 }  # fmt: skip
-
-
-def _save(figure: Figure, output: Path) -> None:
-    """Write a PNG, atomically."""
-    handle, partial = tempfile.mkstemp(suffix=".png", prefix=".", dir=output.parent)
-    os.close(handle)
-    figure.savefig(partial, dpi=140)
-    Path(partial).chmod(0o644)
-    Path(partial).replace(output)
 
 
 def draw_stages(axes: Axes, records: list[dict[str, Any]]) -> None:

@@ -59,7 +59,9 @@ TEXTS = st.lists(
     st.one_of(
         st.text("ACGNT", max_size=60),
         st.text("AC", max_size=60),
-        st.builds(lambda unit, times: unit * times, st.text("ACGT", max_size=7), st.integers(1, 40)),
+        st.builds(
+            lambda unit, times: unit * times, st.text("ACGT", max_size=7), st.integers(1, 40)
+        ),
     ),
     max_size=6,
 )

@@ -109,7 +109,9 @@ def test_loads_in_transformers(tokenizer_path: Path) -> None:
 def test_same_seed_same_bytes(tokenizer_path: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"{seed}.json" for seed in (0, 1)]
     for seed, path in enumerate(paths):
-        train_tokenizer([EXAMPLE_FASTA], 512, path, sample_length=2_000, sample_bases=203_000, seed=seed)
+        train_tokenizer(
+            [EXAMPLE_FASTA], 512, path, sample_length=2_000, sample_bases=203_000, seed=seed
+        )
     assert paths[0].read_bytes() == tokenizer_path.read_bytes()
     assert paths[1].read_bytes() != tokenizer_path.read_bytes()
 
