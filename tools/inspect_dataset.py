@@ -5,16 +5,17 @@ With --window or --document it decodes tokens back to bases, with their referenc
 (0-based half-open, on the forward strand; "-" means that the bases are the other strand's).
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_dna.training.logs import quiet_libraries
 
-quiet_libraries()
-
-from megatron_dna.data.inspect import Dataset, Share, Window
-from megatron_dna.data.pictures import plot_dataset
+if TYPE_CHECKING:
+    from megatron_dna.data.inspect import Dataset, Share, Window
 
 EXAMPLE = """\
 example:
@@ -102,6 +103,10 @@ def print_window(window: Window) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Prints what was asked for."""
+    quiet_libraries()
+    from megatron_dna.data.inspect import Dataset
+    from megatron_dna.data.pictures import plot_dataset
+
     dataset = Dataset(args.prefix, args.tokenizer)
     if args.window is not None:
         print_window(dataset.window(args.window, args.length))

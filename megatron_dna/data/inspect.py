@@ -26,7 +26,7 @@ _CHUNK_TOKENS = 1 << 22
 
 @dataclass(frozen=True)
 class Origin:
-    """A stretch of the reference, 0-based half-open on the forward strand; "-" reads it backwards."""
+    """A stretch of the reference, 0-based half-open on the forward strand; "-" is read backwards."""
 
     contig: str
     start: int
@@ -182,8 +182,8 @@ class Dataset:
         """
         if not 0 <= document < len(self.tokens):
             raise ValueError(
-                f"document ({document}) must be between 0 and {len(self.tokens) - 1}: {self.prefix} "
-                f"has {len(self.tokens)} documents"
+                f"document ({document}) must be between 0 and {len(self.tokens) - 1}: "
+                f"{self.prefix} has {len(self.tokens)} documents"
             )
         num_tokens = int(self.tokens.lengths[document])
         if length < 1 or not 0 <= start < num_tokens:

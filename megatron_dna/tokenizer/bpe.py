@@ -62,7 +62,7 @@ class DnaTokenizer:
         """Reads a tokenizer.json.
 
         Raises:
-            ValueError: it is not JSON, or not a tokenizer of a kind that is known; names what differs.
+            ValueError: it is not JSON, or not a tokenizer of a known kind; names what differs.
             OSError: the file cannot be read.
         """
         content = Path(path).read_bytes()

@@ -1,7 +1,7 @@
 """What a tokenizer.json says, as the encoder that follows it exactly; any other file is refused.
 
-Two kinds are known. Both have GENA-LM's special tokens, and its normalizer, which turns 10 or more N
-into "-"; a letter outside the vocabulary becomes [UNK].
+Two kinds are known. Both have GENA-LM's special tokens, and its normalizer, which turns 10 or more
+N into "-"; a letter outside the vocabulary becomes [UNK].
 
 BPE of GENA's kind: the pre-tokenizer cuts at "-" and nowhere else.
 k-mers: the pre-tokenizer cuts off k bases, else one letter, and each of these is looked up whole
