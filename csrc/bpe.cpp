@@ -9,7 +9,9 @@ using std::string_view;
 
 BpeEncoder::BpeEncoder(const std::vector<std::string>& vocab, const std::vector<BpeMerge>& merges,
                        const std::vector<std::int32_t>& specials, const EncoderOptions& options)
-    : Encoder(vocab, specials, options), vocabulary_(vocab, merges), tables_(vocabulary_) {}
+    : Encoder(vocab, specials, options), vocabulary_(vocab, merges), tables_(vocabulary_) {
+  for (const BpeToken& token : vocabulary_.tokens()) ids_.push_back(token.id);
+}
 
 void BpeEncoder::encode_letters(string_view letters, const std::vector<size_t>& others,
                                 std::vector<std::int32_t>& ids) const {
@@ -39,7 +41,7 @@ void BpeEncoder::encode_known(string_view run, std::vector<std::int32_t>& ids) c
       candidate = tokens[candidate].prefix;
     }
   }
-  for (const Rank rank : ranks) ids.push_back(tokens[rank].id);
+  for (const Rank rank : ranks) ids.push_back(ids_[rank]);
 }
 
 // As encode_known, on tables.
@@ -73,8 +75,7 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
       if (at < run.size()) candidate = longest_token();
     }
   }
-  const std::vector<BpeToken>& tokens = vocabulary_.tokens();
-  for (size_t i = first; i < ids.size(); ++i) ids[i] = tokens[static_cast<size_t>(ids[i])].id;
+  for (size_t i = first; i < ids.size(); ++i) ids[i] = ids_[static_cast<size_t>(ids[i])];
 }
 
 }  // namespace megatron_dna

@@ -37,6 +37,7 @@ class BpeEncoder : public Encoder {
 
   BpeVocabulary vocabulary_;
   DnaTables tables_;
+  std::vector<std::int32_t> ids_;  // [rank]
 };
 
 }  // namespace megatron_dna

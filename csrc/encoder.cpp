@@ -1,6 +1,7 @@
 #include "encoder.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 namespace megatron_dna {
@@ -53,6 +54,15 @@ string_view strip(string_view text) {
   return text;
 }
 
+// Whether eight letters are A, C, G and T: two bits of a letter tell which of the four it must be.
+bool are_bases(const char* letters) {
+  constexpr std::uint64_t kOnes = 0x0101010101010101U;
+  std::uint64_t word;
+  std::memcpy(&word, letters, sizeof word);
+  const std::uint64_t is_t = word >> 2 & ~(word >> 1) & kOnes;
+  return word == (kOnes << 6 | (word & kOnes * 6) | is_t << 4 | (is_t ^ kOnes));
+}
+
 }  // namespace
 
 Encoder::Encoder(const std::vector<std::string>& vocab, const std::vector<std::int32_t>& specials,
@@ -70,45 +80,60 @@ Encoder::Encoder(const std::vector<std::string>& vocab, const std::vector<std::i
     specials_.emplace_back(vocab.at(static_cast<size_t>(id)), id);
     kinds_[static_cast<unsigned char>(specials_.back().first.at(0))] |= kSpecialStart;
   }
-  for (const unsigned char base : string_view("ACGT")) kinds_[base] |= kBase;
+  for (size_t byte = 0; byte < kinds_.size(); ++byte) {
+    const bool is_base = string_view("ACGT").find(static_cast<char>(byte)) != string_view::npos;
+    if (!is_base || (kinds_[byte] & kKnown) == 0) kinds_[byte] |= kOther;
+  }
   for (const unsigned char start : {'N', kGap}) kinds_[start] |= kGapStart;
   std::stable_sort(specials_.begin(), specials_.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
 }
 
+size_t Encoder::find(string_view text, Kind kind, size_t start) const {
+  const bool skips_bases = !has('A', kind) && !has('C', kind) && !has('G', kind) && !has('T', kind);
+  for (size_t at = start; at < text.size();) {
+    if (skips_bases && text.size() - at >= 8 && are_bases(text.data() + at)) {
+      at += 8;
+      continue;
+    }
+    for (const size_t end = std::min(at + 8, text.size()); at < end; ++at) {
+      if (has(text[at], kind)) return at;
+    }
+  }
+  return text.size();
+}
+
 void Encoder::encode(string_view text, std::vector<std::int32_t>& ids) const {
-  const auto starts_special = [this](char c) { return has(c, kSpecialStart); };
   size_t start = 0;
-  for (auto at = text.begin(); (at = std::find_if(at, text.end(), starts_special)) != text.end();) {
-    const auto end = static_cast<size_t>(at - text.begin());
+  for (size_t at = 0; (at = find(text, kSpecialStart, at)) < text.size();) {
     const auto special = std::find_if(specials_.begin(), specials_.end(), [&](const auto& entry) {
-      return text.substr(end).starts_with(entry.first);
+      return text.substr(at).starts_with(entry.first);
     });
     if (special == specials_.end()) {
       ++at;
       continue;
     }
-    encode_piece(text.substr(start, end - start), ids);
+    encode_piece(text.substr(start, at - start), ids);
     ids.push_back(special->second);
-    start = end + special->first.size();
-    at = text.begin() + static_cast<std::ptrdiff_t>(start);
+    start = at += special->first.size();
   }
   encode_piece(text.substr(start), ids);
 }
 
 void Encoder::encode_piece(string_view piece, std::vector<std::int32_t>& ids) const {
   if (options_.strip) piece = strip(piece);
-  const auto starts_gap = [this](char c) { return has(c, kGapStart); };
   size_t start = 0;
-  for (auto at = piece.begin(); (at = std::find_if(at, piece.end(), starts_gap)) != piece.end();) {
-    const auto run_end = std::find_if(at, piece.end(), [](char c) { return c != 'N'; });
-    const bool is_gap = *at == kGap || run_end - at >= options_.min_gap_length;
+  for (size_t at = 0; (at = find(piece, kGapStart, at)) < piece.size();) {
+    const size_t end = std::min(piece.find_first_not_of('N', at), piece.size());
+    const bool is_gap =
+        piece[at] == kGap || end - at >= static_cast<size_t>(options_.min_gap_length);
+    const size_t next = piece[at] == kGap ? at + 1 : end;
     if (is_gap) {
-      encode_word(piece.substr(start, static_cast<size_t>(at - piece.begin()) - start), ids);
+      encode_word(piece.substr(start, at - start), ids);
       ids.push_back(gap_id_);
+      start = next;
     }
-    at = *at == kGap ? at + 1 : run_end;
-    if (is_gap) start = static_cast<size_t>(at - piece.begin());
+    at = next;
   }
   encode_word(piece.substr(start), ids);
 }
@@ -117,8 +142,9 @@ void Encoder::encode_word(string_view word, std::vector<std::int32_t>& ids) cons
   std::vector<size_t> others;
   while (!word.empty()) {
     size_t known = 0;
-    for (others.clear(); known < word.size() && has(word[known], kKnown); ++known) {
-      if (!has(word[known], kBase)) others.push_back(known);
+    for (others.clear(); (known = find(word, kOther, known)) < word.size(); ++known) {
+      if (!has(word[known], kKnown)) break;
+      others.push_back(known);
     }
     if (known > 0) encode_letters(word.substr(0, known), others, ids);
     word.remove_prefix(known);

@@ -43,13 +43,20 @@ class Encoder {
   }
 
  private:
-  enum Kind : std::uint8_t { kBase = 1, kKnown = 2, kGapStart = 4, kSpecialStart = 8 };
+  enum Kind : std::uint8_t {
+    kKnown = 1,  // a token by itself
+    kOther = 2,  // anything but A, C, G and T that are known
+    kGapStart = 4,
+    kSpecialStart = 8
+  };
 
   // Ids of letters that are all tokens; those at `others` are not A, C, G or T.
   virtual void encode_letters(std::string_view letters, const std::vector<std::size_t>& others,
                               std::vector<std::int32_t>& ids) const = 0;
 
   bool has(char c, Kind kind) const { return (kinds_[static_cast<unsigned char>(c)] & kind) != 0; }
+  // Where the first character of that kind is, from `start` on, or the end.
+  std::size_t find(std::string_view text, Kind kind, std::size_t start) const;
   void encode_piece(std::string_view piece, std::vector<std::int32_t>& ids) const;
   void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
 

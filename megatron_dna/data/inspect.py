@@ -26,7 +26,7 @@ _CHUNK_TOKENS = 1 << 22
 
 @dataclass(frozen=True)
 class Origin:
-    """A stretch of the reference, 0-based half-open on the forward strand; "-" is read backwards."""
+    """A stretch of the reference, 0-based half-open, forward strand; "-" is read backwards."""
 
     contig: str
     start: int
