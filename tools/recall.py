@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """How long is a barcode remembered? Train on at most 7 segments, ask after many more.
 
-For each variant and seed, one process trains examples/recall/recall.yaml and another asks it after
+For each variant and seed, one process trains examples/recall/recall.yaml and others ask it after
 7, 64 and 512 segments (64 streams each), with its memory kept, reset and swapped. What is there
-already is not run again. The table is printed and written, with a plot, as docs/recall.md.
+already is not run again, so lengths, seeds and variants can be added. The table of all that is
+there is printed and written, with a plot, as docs/recall.md.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from megatron_dna.training.logs import quiet_libraries
 EXAMPLE = """\
 example:
   python tools/recall.py --variants binary --seeds 1 --num-segments 7,64,512
+  python tools/recall.py --variants binary --seeds 1 --output-dir runs/recall_tp2_pp2 \\
+      --nproc-per-node 4 parallel.tensor_model_parallel_size=2 \\
+      parallel.pipeline_model_parallel_size=2 train.micro_batch_size=8
 """
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +40,7 @@ VARIANTS: dict[str, list[str]] = {
     "none": ["memory.update=plain", "memory.noise_std=0", "memory.num_mem_tokens=0"],
 }
 STREAMS = ["train.micro_batch_size=64", "train.global_batch_size=64", "train.eval_iters=1"]
+ONE_PROCESS = ["parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=1"]
 
 
 class StepError(Exception):
@@ -51,9 +56,24 @@ class Run:
     folder: Path
 
     @property
-    def scores_file(self) -> Path:
-        """What the evaluation writes."""
-        return self.folder / "memory.json"
+    def name(self) -> str:
+        """For the log."""
+        return f"{self.variant}, seed {self.seed}"
+
+    def scores_file(self, num_segments: int) -> Path:
+        """What the evaluation at one length writes."""
+        return self.folder / f"memory_{num_segments}.json"
+
+    def scores(self) -> dict[int, dict[str, Any]]:
+        """All answers there are, by number of segments."""
+        found = [json.loads(path.read_text()) for path in self.folder.glob("memory_*.json")]
+        entries = sorted((entry["scores"][0] for entry in found), key=lambda e: e["num_segments"])
+        return {entry["num_segments"]: entry for entry in entries}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all processes of the call that finished training."""
+        return float((self.folder / "cpu_seconds").read_text())
 
 
 def main() -> int:
@@ -67,17 +87,14 @@ def main() -> int:
     ]
     try:
         with ThreadPoolExecutor(args.jobs) as pool:
-            scores = list(
-                pool.map(lambda run: train_and_ask(run, args.num_segments, args.overrides), runs)
-            )
+            list(pool.map(lambda run: train_and_ask(run, args), runs))
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    results = list(zip(runs, scores, strict=True))
-    table = make_table(results)
+    table = make_table(runs)
     print(f"\n{table}")
     if args.docs is not None:
-        write_page(args.docs, results, table)
+        write_page(args.docs, runs, table)
     return 0
 
 
@@ -93,6 +110,9 @@ def parse_args() -> argparse.Namespace:
         "--num-segments", default="7,64,512", metavar="N,N,...", help="when to ask"
     )  # fmt: skip
     parser.add_argument(
+        "--nproc-per-node", type=int, default=1, metavar="N", help="ranks that train, by torchrun"
+    )
+    parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at once"
     )
     parser.add_argument(
@@ -102,84 +122,89 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def train_and_ask(run: Run, num_segments: str, overrides: list[str]) -> dict[str, Any]:
-    """A run's scores, trained and evaluated where they are not there yet."""
-    seeds = [f"train.seed={run.seed}", f"data.seed={run.seed}"]
-    step(
-        f"train {run.variant}, seed {run.seed}", run.folder / "train.log",
-        ["pretrain_dna_bert.py", "--config", RECIPE, f"train.output_dir={run.folder}", *seeds,
-         *VARIANTS[run.variant], *overrides],
+def train_and_ask(run: Run, args: argparse.Namespace) -> None:
+    """Train and evaluate what is not there yet."""
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    cpu_seconds = step(
+        f"train {run.name}", run.folder / "train.log",
+        [*([*ranks, str(args.nproc_per_node)] if args.nproc_per_node > 1 else []),
+         "pretrain_dna_bert.py", "--config", RECIPE, f"train.output_dir={run.folder}",
+         f"train.seed={run.seed}", f"data.seed={run.seed}", *VARIANTS[run.variant],
+         *args.overrides],
     )  # fmt: skip
-    wanted = sorted({int(number) for number in num_segments.split(",")})
-    if known_lengths(run.scores_file) != wanted:
-        step(
-            f"ask {run.variant}, seed {run.seed}", run.folder / "ask.log",
-            ["tools/evaluate.py", "--checkpoint", str(run.folder), "--num-segments", num_segments,
-             "--output", str(run.scores_file), *STREAMS],
-        )  # fmt: skip
-    scores: dict[str, Any] = json.loads(run.scores_file.read_text())
-    return scores
+    record = run.folder / "cpu_seconds"
+    if not record.is_file():
+        record.write_text(f"{cpu_seconds:.1f}\n")
+    for num_segments in (int(number) for number in args.num_segments.split(",")):
+        if not run.scores_file(num_segments).is_file():
+            step(
+                f"ask {run.name}, after {num_segments} segments",
+                run.folder / f"ask_{num_segments}.log",
+                ["tools/evaluate.py", "--checkpoint", str(run.folder),
+                 "--num-segments", str(num_segments),
+                 "--output", str(run.scores_file(num_segments)), *STREAMS, *ONE_PROCESS],
+            )  # fmt: skip
 
 
-def known_lengths(path: Path) -> list[int]:
-    """Numbers of segments that an evaluation has answered."""
-    if not path.is_file():
-        return []
-    return [entry["num_segments"] for entry in json.loads(path.read_text())["scores"]]
+def step(what: str, log: Path, command: list[str]) -> float:
+    """Run one command, its processes with one thread each; its output goes to a file.
 
-
-def step(what: str, log: Path, command: list[str]) -> None:
-    """Run one command on one thread; its output goes to a file."""
+    Returns:
+        CPU seconds of all its processes.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"$ python {shlex.join(command)}", flush=True)
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
-        status = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, *command],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
-    if status:
-        raise StepError(f"'{what}' ended with status {status}; {log} says why")
-    print(f"{what}: {time.monotonic() - start:.0f} s", flush=True)
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise StepError(f"'{what}' ended with status {process.returncode}; {log} says why")
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    print(f"{what}: {time.monotonic() - start:.0f} s, {cpu_seconds:.0f} s of CPU", flush=True)
+    return cpu_seconds
 
 
-def make_table(results: list[tuple[Run, dict[str, Any]]]) -> str:
+def make_table(runs: list[Run]) -> str:
     """A Markdown table: accuracy by variant, seed and number of segments, and the controls."""
-    lengths = [entry["num_segments"] for entry in results[0][1]["scores"]]
-    heads = ["memory", "seed", *(str(n) for n in lengths), "reset", "swapped", "donor"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for run, scores in results:
-        entries = scores["scores"]
-        first = entries[0]  # controls at the length that was trained
-        donor = first["swapped"].get("donor_accuracy")
-        cells = [run.variant, str(run.seed)]
-        cells += [f"{entry['kept']['accuracy']:.3f}" for entry in entries]
-        cells += [f"{first[control]['accuracy']:.3f}" for control in ("reset", "swapped")]
+    lengths = sorted({n for run in runs for n in run.scores()})
+    columns = ["memory", "seed", "CPU s", *map(str, lengths), "reset", "swapped", "donor"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for run in runs:
+        scores = run.scores()
+        cells = [run.variant, str(run.seed), f"{run.cpu_seconds:.0f}"]
+        cells += [f"{scores[n]['kept']['accuracy']:.3f}" if n in scores else "" for n in lengths]
+        controls = scores[min(scores)]
+        cells += [f"{controls[control]['accuracy']:.3f}" for control in ("reset", "swapped")]
+        donor = controls["swapped"].get("donor_accuracy")
         cells.append("" if donor is None else f"{donor:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write_page(folder: Path, results: list[tuple[Run, dict[str, Any]]], table: str) -> None:
+def write_page(folder: Path, runs: list[Run], table: str) -> None:
     """docs/recall.md and its plot."""
     quiet_libraries()
     from megatron_dna.training.plots import plot_recall
 
-    lengths = [entry["num_segments"] for entry in results[0][1]["scores"]]
-    chance = results[0][1]["chance"]
     curves: dict[str, list[tuple[int, float]]] = {}
-    for variant in dict.fromkeys(run.variant for run, _ in results):
-        of_variant = [scores["scores"] for run, scores in results if run.variant == variant]
-        curves[variant] = [
-            (n, statistics.mean(entries[i]["kept"]["accuracy"] for entries in of_variant))
-            for i, n in enumerate(lengths)
-        ]
+    for variant in dict.fromkeys(run.variant for run in runs):
+        answers: dict[int, list[float]] = {}
+        for run in (run for run in runs if run.variant == variant):
+            for n, entry in run.scores().items():
+                answers.setdefault(n, []).append(entry["kept"]["accuracy"])
+        curves[variant] = [(n, statistics.mean(answers[n])) for n in sorted(answers)]
     folder.mkdir(parents=True, exist_ok=True)
+    first = min(n for curve in curves.values() for n, _ in curve)
+    chance = json.loads(runs[0].scores_file(first).read_text())["chance"]
     plot_recall(curves, folder / "recall.png", chance)
-    page = PAGE.format(table=table, chance=chance, first=lengths[0])
+    page = PAGE.format(table=table, chance=chance, first=first)
     (folder / "recall.md").write_text(page, encoding="utf-8")
     print(f"wrote {folder / 'recall.md'} and {folder / 'recall.png'}")
 
@@ -194,9 +219,10 @@ between is noise. Nothing but the memory tokens gets from one segment to the nex
 ([recipe](../examples/recall/recall.yaml): 2 layers, 128 wide) was trained on windows of at most 7
 segments.
 
-Accuracy by segments between barcode and question, 64 streams (256 symbols) a point; chance is
-{chance:.3f}. The last three columns are controls at {first} segments: memory reset before the
-question, memory of another stream (its own barcode, and the donor's).
+Accuracy by segments of the window, 64 streams (256 symbols) a point; chance is {chance:.3f}. The
+last three columns are controls at {first} segments: memory reset before each segment, memory of
+another stream (asked for its own barcode, and for the donor's). "CPU s" is what training took, one
+process on one core unless said.
 
 {table}
 

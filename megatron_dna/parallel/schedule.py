@@ -1,4 +1,4 @@
-"""The order of work over segments: a pure function, and a clock to look at it.
+"""The order of work over segments: a pure function (timeline.py holds a clock to it).
 
 Segments of a window depend on each other through the memory: segment s + 1 can start when s has
 left the last stage. So the order is segment-major: all N micro-batches of segment 0, then of

@@ -5,7 +5,7 @@ with the memory that the chain brings (`kept`), with the initial memory (`reset`
 chain of the sample before it in the micro-batch brings (`swapped`). The controls read one
 segment and leave nothing behind, so all three score the same tokens of the same chain. Segments are
 computed one after another and nothing of the past is held but the memory: chains may be of any
-length.
+length. A model without memory is scored on the same windows, alike three times.
 """
 
 from __future__ import annotations
@@ -112,11 +112,6 @@ def check_lengths(config: Config, lengths: Sequence[int]) -> None:
     for number in lengths:
         if number < 1:
             raise ValueError(f"--num-segments ({number}) must be positive")
-        if number > 1 and not has_memory and config.data.kind != "recall":
-            raise ValueError(
-                f"--num-segments ({number}) must be 1 for a model without memory "
-                "(memory.num_mem_tokens is 0)"
-            )
     size = config.train.micro_batch_size
     if max(lengths) > 1 and has_memory and size < 2:
         raise ValueError(

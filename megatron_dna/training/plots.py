@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_dna.data.pictures import save_figure
+from megatron_dna.parallel.schedule import SegmentSchedule, Task
+from megatron_dna.parallel.timeline import finish_times
 from megatron_dna.training.metrics import read_records
 
 
@@ -114,6 +117,43 @@ def plot_recall(
     axes.set_ylabel("accuracy")
     axes.grid(alpha=0.3)
     axes.legend()
+    save_figure(figure, output)
+
+
+def plot_schedule(schedule: SegmentSchedule, num_stages: int, output: Path) -> None:
+    """Draw what each pipeline stage does at each tick of the segment schedule, to a PNG.
+
+    A box is a task: its number is the micro-batch, its shade the segment; blue is forward, orange
+    backward, white waits.
+    """
+    times = finish_times(schedule, num_stages)
+    ticks = max(times.values())
+    figure = Figure(
+        figsize=(min(24.0, 1.5 + 0.28 * ticks), 1.1 + 0.42 * num_stages), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    for (stage, task), end in times.items():
+        shade = 0.25 + 0.6 * (task.segment + 1) / schedule.num_segments
+        color = (colormaps["Blues"] if task.is_forward else colormaps["Oranges"])(shade)
+        axes.barh(stage, 1, left=end - 1, height=0.86, color=color, edgecolor="white")
+        axes.text(
+            end - 0.5, stage, str(task.micro_batch), ha="center", va="center", fontsize=8,
+            color="white" if shade > 0.6 else "black",
+        )  # fmt: skip
+    for segment in range(schedule.num_segments):
+        first = times[0, Task(True, segment, 0)] - 1
+        axes.text(first, -0.62, f"segment {segment}", fontsize=8, ha="left", va="bottom")
+    axes.set_xlim(0, ticks)
+    axes.set_ylim(num_stages - 0.45, -1.1)
+    axes.set_yticks(range(num_stages), [f"stage {stage}" for stage in range(num_stages)])
+    axes.set_xlabel("ticks")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    busy = 2 * schedule.num_segments * schedule.num_microbatches / ticks
+    axes.set_title(
+        f"{num_stages} stages, {schedule.num_microbatches} micro-batches, "
+        f"{schedule.num_segments} segments: busy {busy:.0%}",
+        fontsize=10, loc="left",
+    )  # fmt: skip
     save_figure(figure, output)
 
 

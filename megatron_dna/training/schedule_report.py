@@ -16,7 +16,9 @@ def describe_schedule(config: Config, num_segments: int, dp_size: int, vocab_siz
         vocab_size: ids of the vocabulary.
     """
     memory, train = config.memory, config.train
-    per_window = memory.max_n_segments // num_segments if memory.constant_tokens else 1
+    # Recall data makes windows of any length; others are cut from windows of all segments.
+    is_cut = memory.constant_tokens and config.data.kind == "genome"
+    per_window = memory.max_n_segments // num_segments if is_cut else 1
     loaded = train.global_batch_size // (train.micro_batch_size * dp_size)
     schedule = SegmentSchedule(num_segments, memory.bptt_depth, loaded * per_window)
     in_flight, stages = schedule.num_microbatches, config.parallel.pipeline_model_parallel_size

@@ -71,7 +71,7 @@ def _rank_main(
     try:
         result = function(*args)
         (Path(folder) / f"result_{rank}").write_bytes(pickle.dumps(result))
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         (Path(folder) / f"error_{rank}").write_text(traceback.format_exc())
         os._exit(1)  # peers blocked in a collective see the connection close
     if dist.is_initialized():

@@ -89,7 +89,7 @@ def _parameter_gradients(overrides: list[str]) -> tuple[StepResult, dict[str, li
 
 @pytest.fixture(scope="module")
 def reference() -> tuple[float, dict[str, torch.Tensor]]:
-    """Plain autograd in one process: no DDP buffers, no schedule, the loss as the issue states it."""
+    """Plain autograd in one process: no DDP buffers, no schedule, the loss as it is defined."""
     return run_ranks(_reference, 1)[0]
 
 

@@ -45,7 +45,7 @@ def _sample(number: int, num_segments: int) -> tuple[torch.Tensor, ...]:
     return ids, mask, positions, labels, loss_mask
 
 
-def _batches(config: Config, dp_rank: int, dp_size: int) -> Iterator[Batch]:
+def batches(config: Config, dp_rank: int, dp_size: int) -> Iterator[Batch]:
     size = config.train.micro_batch_size
     for first in range(dp_rank * size, config.train.global_batch_size, dp_size * size):
         samples = [_sample(first + i, config.memory.max_n_segments) for i in range(size)]
@@ -71,7 +71,7 @@ def reference(
             intermediate_size=shape.ffn_hidden_size, num_hidden_layers=shape.num_layers,
             layer_types=kinds, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
             local_attention=shape.local_attention, pad_token_id=None,
-            rope_parameters={k: {"rope_type": "default", "rope_theta": v} for k, v in thetas.items()},
+            rope_parameters={k: {"rope_type": "default", "rope_theta": thetas[k]} for k in thetas},
         )
     ).to(dtype)  # fmt: skip
     for rule in weight_rules(shape, VOCAB):
@@ -114,7 +114,7 @@ def ours(overrides: list[str], cases: list[list[str]]) -> list[tuple]:
         wrapped.zero_grad_buffer()
         step = config.train.micro_batch_size * place.dp_size
         result = run_step(
-            wrapped, _batches(config, place.dp_rank, place.dp_size), config, place,
+            wrapped, batches(config, place.dp_rank, place.dp_size), config, place,
             torch.ones(VOCAB, dtype=torch.long), config.train.global_batch_size // step,
         )  # fmt: skip
         gather_main_grads(wrapped, place)
@@ -123,12 +123,12 @@ def ours(overrides: list[str], cases: list[list[str]]) -> list[tuple]:
     return results
 
 
-def _as_hf(config: Config, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_hf(config: Config, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     named = {rule.hf_name: rule.to_hf(full[rule.key]) for rule in weight_rules(config.model, VOCAB)}
     return named | {"initial_memory": full["embedding.initial_memory"]}
 
 
-def _case(segments: int, depth: int, batch: int, update: str = "plain", *more: str) -> list[str]:
+def case(segments: int, depth: int, batch: int, update: str = "plain", *more: str) -> list[str]:
     return [
         f"memory.max_n_segments={segments}", f"memory.bptt_depth={depth}",
         f"train.global_batch_size={batch}", f"memory.update={update}", *more,
@@ -136,16 +136,16 @@ def _case(segments: int, depth: int, batch: int, update: str = "plain", *more: s
 
 
 CASES = [
-    _case(1, -1, 8),
-    _case(2, -1, 8),
-    _case(2, 1, 8),
-    _case(5, -1, 8),
-    _case(5, 2, 8),
-    _case(5, -1, 4),  # few micro-batches: fewer than stages where DP or PP is large
-    _case(5, 1, 4),
-    _case(2, -1, 8, "plain", "train.recompute_granularity=full"),
-    _case(5, 2, 8, "plain", "train.recompute_granularity=selective"),
-    _case(3, -1, 8, "binary"),
+    case(1, -1, 8),
+    case(2, -1, 8),
+    case(2, 1, 8),
+    case(5, -1, 8),
+    case(5, 2, 8),
+    case(5, -1, 4),  # few micro-batches: fewer than stages where DP or PP is large
+    case(5, 1, 4),
+    case(2, -1, 8, "plain", "train.recompute_granularity=full"),
+    case(5, 2, 8, "plain", "train.recompute_granularity=selective"),
+    case(3, -1, 8, "binary"),
 ]
 
 TP, PP, SP = (
@@ -173,7 +173,7 @@ def references() -> list[tuple[float, dict[str, torch.Tensor]]]:
 
 
 def _references() -> list[tuple[float, dict[str, torch.Tensor]]]:
-    ((_, _, weights),) = ours([], [_case(1, -1, 2)])
+    ((_, _, weights),) = ours([], [case(1, -1, 2)])
     full = assemble([weights])
     return [reference(load_config(None, SHAPE + case), full, torch.float32) for case in CASES]
 
@@ -187,7 +187,7 @@ def test_memory_equals_the_reference(references, layout: str):
         config = load_config(None, SHAPE + case)
         for rank in ranks:
             assert abs(rank[number][0] - want_loss) / want_loss < 1e-5, case
-        got = _as_hf(config, assemble([rank[number][1] for rank in ranks]))
+        got = as_hf(config, assemble([rank[number][1] for rank in ranks]))
         assert got.keys() == want.keys()
         for name, gradient in want.items():
             error = (got[name] - gradient).norm() / gradient.norm()

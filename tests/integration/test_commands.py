@@ -174,3 +174,14 @@ def test_a_checkpoint_with_a_missing_file_is_refused(
         }[command],
     )
     assert lost.name in line or "no checkpoint under" in line
+
+
+def test_schedule_is_drawn_or_refused(tmp_path: Path) -> None:
+    """The picture of a layout's schedule, before it is paid for."""
+    picture = tmp_path / "schedule.png"
+    done = run_python("tools/draw_schedule.py", "--num-stages", "2", "--output", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    refused = run_python("tools/draw_schedule.py", "--num-segments", "2", "--bptt-depth", "3")
+    assert refused.returncode == 2
+    assert "error: --bptt-depth (3) must be -1" in refused.stderr

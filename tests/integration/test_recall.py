@@ -46,12 +46,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_recall_writes_table_and_plot(folder: Path):
     """If this fails, the benchmark of memory cannot be run, or its page is not what it measured."""
     page = (folder / "docs" / "recall.md").read_text()
-    assert "| memory | seed | 1 | 3 | reset | swapped | donor |" in page
-    scores = json.loads((folder / "runs" / "binary_1" / "memory.json").read_text())
-    assert [entry["num_segments"] for entry in scores["scores"]] == [1, 3]
+    assert "| memory | seed | CPU s | 1 | 3 | reset | swapped | donor |" in page
+    run = folder / "runs" / "binary_1"
+    scores = json.loads((run / "memory_1.json").read_text())
+    assert [entry["num_segments"] for entry in scores["scores"]] == [1]
     assert scores["scores"][0]["num_masked"] == 64 * 4
     assert scores["chance"] == 1 / 56
-    assert f"| binary | 1 | {scores['scores'][0]['kept']['accuracy']:.3f} |" in page
+    seconds = float((run / "cpu_seconds").read_text())
+    accuracy = scores["scores"][0]["kept"]["accuracy"]
+    assert f"| binary | 1 | {seconds:.0f} | {accuracy:.3f} |" in page
     assert "| none | 1 |" in page
     assert (folder / "docs" / "recall.png").read_bytes().startswith(b"\x89PNG")
 

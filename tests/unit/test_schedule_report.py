@@ -27,6 +27,9 @@ def test_idle_stages_are_told_with_what_would_fill_them():
     assert "would fill" not in full
     short = describe_schedule(config, 2, dp_size=2, vocab_size=100)
     assert "2 segments, 6 micro-batches in flight" in short  # three windows from each
+    recall = load_config(None, [*OPTIONS, "data.kind=recall"])
+    line = describe_schedule(recall, 2, dp_size=2, vocab_size=100)
+    assert "2 segments, 2 micro-batches in flight" in line  # made that long, not cut
     first_only = load_config(None, [*OPTIONS, "memory.constant_tokens=false"])
     line = describe_schedule(first_only, 2, dp_size=2, vocab_size=100)
     assert "2 micro-batches in flight" in line

@@ -5,51 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_dna.parallel.schedule import SegmentSchedule, Task
-
-
-def finish_times(
-    schedule: SegmentSchedule, num_stages: int, forward_only: bool = False
-) -> dict[tuple[int, Task], int]:
-    """When each stage ends each task, a task taking one tick and sends none.
-
-    Raises:
-        AssertionError: no stage can go on: a deadlock.
-    """
-    tasks = list(schedule.tasks(forward_only))
-    last = num_stages - 1
-    done: dict[tuple[int, Task], int] = {}
-    position, clock = [0] * num_stages, [0] * num_stages
-    while any(place < len(tasks) for place in position):
-        progressed = False
-        for stage in range(num_stages):
-            if position[stage] == len(tasks):
-                continue
-            task = tasks[position[stage]]
-            needs = list(_needs(schedule, task, stage, last))
-            if all(need in done for need in needs):
-                start = max([clock[stage], *(done[need] for need in needs)])
-                clock[stage] = done[stage, task] = start + 1
-                position[stage] += 1
-                progressed = True
-        assert progressed, "deadlock"
-    return done
-
-
-def _needs(schedule: SegmentSchedule, task: Task, stage: int, last: int):
-    """What must be done before `task`, from the definition of the method."""
-    before = Task(task.is_forward, task.segment - 1, task.micro_batch)
-    after = Task(task.is_forward, task.segment + 1, task.micro_batch)
-    if task.is_forward:
-        if stage > 0:
-            yield stage - 1, task
-        elif task.segment > 0:
-            yield last, before
-    else:
-        yield stage, Task(True, task.segment, task.micro_batch)
-        if stage < last:
-            yield stage + 1, task
-        elif not schedule.is_last_of_group(task.segment):
-            yield 0, after
+from megatron_dna.parallel.timeline import finish_times
 
 
 @pytest.mark.parametrize("num_stages", range(1, 9))
@@ -100,3 +56,15 @@ def test_backward_is_the_reverse_of_forward_in_each_group():
         assert backward == [(False, s, n) for _, s, n in reversed(forward)]
         start += 2 * size
     assert start == len(tasks)
+
+
+def test_the_clock_sees_a_deadlock():
+    """An order in which a segment comes before the one whose memory it reads can never run."""
+
+    class Backwards(SegmentSchedule):
+        def tasks(self, forward_only: bool = False):
+            yield Task(True, 1, 0)
+            yield Task(True, 0, 0)
+
+    with pytest.raises(RuntimeError, match="no stage can go on"):
+        finish_times(Backwards(2, -1, 1), 2, forward_only=True)
