@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 
 VENV_PYTHON := $(VENV)/bin/python
 CORE_SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
@@ -51,15 +52,24 @@ test: setup  ## The whole test suite (PYTEST_ARGS='-k name' picks tests)
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
 # The extension is built apart (build/sanitize) and found first; its runtime must load before all.
-.PHONY: test-sanitize
-test-sanitize: setup  ## The C++ core's tests under AddressSanitizer and UBSan
-	MEGATRON_DNA_SANITIZE=1 $(VENV_PYTHON) setup.py -q build --build-base build/sanitize-tmp \
-		--build-lib build/sanitize
-	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) \
+SANITIZED = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) \
 	$$($${CXX:-g++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	PYTHONPATH=build/sanitize MEGATRON_DNA_EXPECT_CORE=build/sanitize \
-	$(VENV)/bin/pytest --import-mode=append -p no:cacheprovider $(CORE_TESTS) $(PYTEST_ARGS)
+	MEGATRON_DNA_EXPECT_CORE=build/sanitize
+
+.PHONY: sanitized-core
+sanitized-core: setup
+	MEGATRON_DNA_SANITIZE=1 $(VENV_PYTHON) setup.py -q build --build-base build/sanitize-tmp \
+		--build-lib build/sanitize
+
+.PHONY: test-sanitize
+test-sanitize: sanitized-core  ## The C++ core's tests under AddressSanitizer and UBSan
+	$(SANITIZED) PYTHONPATH=build/sanitize $(VENV)/bin/pytest --import-mode=append \
+		-p no:cacheprovider $(CORE_TESTS) $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: sanitized-core  ## Random input for the C++ core and the .idx reader, 60 s, under both
+	$(SANITIZED) PYTHONPATH=build/sanitize:. $(VENV_PYTHON) -W ignore tests/fuzz.py $(FUZZ_ARGS)
 
 .PHONY: lint
 lint: setup  ## Format, style, types, arrows between packages, file length

@@ -20,7 +20,9 @@
 #include <vector>
 
 #include "bpe.hpp"
+#include "bpe_trainer.hpp"
 #include "indexed_writer.hpp"
+#include "kmer.hpp"
 #include "masking.hpp"
 #include "sequence.hpp"
 #include "windows.hpp"
@@ -67,6 +69,70 @@ void translate_system_error(std::exception_ptr error) {
     const py::tuple arguments = py::make_tuple(e.code().value(), e.what());
     PyErr_SetObject(PyExc_OSError, arguments.ptr());
   }
+}
+
+void bind_tokenizers(py::module_& m) {
+  using megatron_dna::BpeEncoder, megatron_dna::Encoder, megatron_dna::KmerEncoder;
+  using MergeTuple = std::tuple<std::int32_t, std::int32_t, std::int32_t>;
+  py::class_<Encoder>(m, "Encoder")
+      .def(
+          "encode",
+          [](const Encoder& self, std::string_view text) {
+            std::vector<std::int32_t> ids;
+            {
+              py::gil_scoped_release release;
+              self.encode(text, ids);
+            }
+            return to_array(std::move(ids));
+          },
+          py::arg("text"))
+      .def_property_readonly("is_fast", &Encoder::is_fast);
+  py::class_<BpeEncoder, Encoder>(m, "BpeEncoder")
+      .def(py::init([](const std::vector<std::string>& vocab, const std::vector<MergeTuple>& merges,
+                       const std::vector<std::int32_t>& specials, std::int32_t unk_id, bool strip,
+                       std::ptrdiff_t min_gap_length) {
+             std::vector<megatron_dna::BpeMerge> merge_list;
+             merge_list.reserve(merges.size());
+             for (const auto& [left, right, merged] : merges) {
+               merge_list.push_back({left, right, merged});
+             }
+             return std::make_unique<BpeEncoder>(
+                 vocab, merge_list, specials,
+                 megatron_dna::EncoderOptions{unk_id, strip, min_gap_length});
+           }),
+           py::kw_only(), py::arg("vocab"), py::arg("merges"), py::arg("specials"),
+           py::arg("unk_id"), py::arg("strip"), py::arg("min_gap_length"));
+  py::class_<KmerEncoder, Encoder>(m, "KmerEncoder")
+      .def(py::init([](const std::vector<std::string>& vocab, std::size_t length,
+                       const std::vector<std::int32_t>& specials, std::int32_t unk_id, bool strip,
+                       std::ptrdiff_t min_gap_length) {
+             return std::make_unique<KmerEncoder>(
+                 vocab, length, specials,
+                 megatron_dna::EncoderOptions{unk_id, strip, min_gap_length});
+           }),
+           py::kw_only(), py::arg("vocab"), py::arg("length"), py::arg("specials"),
+           py::arg("unk_id"), py::arg("strip"), py::arg("min_gap_length"));
+}
+
+void bind_bpe_trainer(py::module_& m) {
+  using megatron_dna::BpeTrainer;
+  py::class_<BpeTrainer>(m, "BpeTrainer")
+      .def(
+          py::init([](std::string_view letters, std::size_t min_frequency, std::size_t max_length) {
+            const megatron_dna::BpeTrainerOptions options{min_frequency, max_length};
+            return std::make_unique<BpeTrainer>(letters, options);
+          }),
+          py::arg("letters"), py::kw_only(), py::arg("min_frequency"), py::arg("max_length"))
+      .def("reserve", &BpeTrainer::reserve, py::arg("num_letters"), py::arg("num_texts"))
+      .def(
+          "add",
+          [](BpeTrainer& self, const py::buffer& text) {
+            const py::buffer_info info = text.request();
+            self.add(view_of(info));
+          },
+          py::arg("text"))
+      .def("merge", &BpeTrainer::merge, py::arg("num_merges"),
+           py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_sequence(py::module_& m) {
@@ -276,37 +342,10 @@ void bind_masking(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "C++ core of megatron_dna";
 
-  // ---- BPE -------------------------------------------------------------------------------------
+  // ---- tokenizers ------------------------------------------------------------------------------
 
-  using megatron_dna::BpeEncoder;
-  using MergeTuple = std::tuple<std::int32_t, std::int32_t, std::int32_t>;
-  py::class_<BpeEncoder>(m, "BpeEncoder")
-      .def(py::init([](const std::vector<std::string>& vocab, const std::vector<MergeTuple>& merges,
-                       const std::vector<std::int32_t>& specials, std::int32_t unk_id, bool strip,
-                       std::ptrdiff_t min_gap_length) {
-             std::vector<megatron_dna::BpeMerge> merge_list;
-             merge_list.reserve(merges.size());
-             for (const auto& [left, right, merged] : merges) {
-               merge_list.push_back({left, right, merged});
-             }
-             return std::make_unique<BpeEncoder>(
-                 vocab, merge_list, specials,
-                 megatron_dna::BpeOptions{unk_id, strip, min_gap_length});
-           }),
-           py::kw_only(), py::arg("vocab"), py::arg("merges"), py::arg("specials"),
-           py::arg("unk_id"), py::arg("strip"), py::arg("min_gap_length"))
-      .def(
-          "encode",
-          [](const BpeEncoder& self, std::string_view text) {
-            std::vector<std::int32_t> ids;
-            {
-              py::gil_scoped_release release;
-              self.encode(text, ids);
-            }
-            return to_array(std::move(ids));
-          },
-          py::arg("text"))
-      .def_property_readonly("is_fast", &BpeEncoder::is_fast);
+  bind_tokenizers(m);
+  bind_bpe_trainer(m);
 
   // ---- sequences -------------------------------------------------------------------------------
 

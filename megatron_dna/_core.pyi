@@ -5,9 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-# ---- BPE -----------------------------------------------------------------------------------------
+# ---- tokenizers ----------------------------------------------------------------------------------
 
-class BpeEncoder:
+class Encoder:
+    def encode(self, text: bytes | str) -> npt.NDArray[np.int32]: ...
+    @property
+    def is_fast(self) -> bool: ...
+
+class BpeEncoder(Encoder):
     def __init__(
         self,
         *,
@@ -18,9 +23,24 @@ class BpeEncoder:
         strip: bool,
         min_gap_length: int,
     ) -> None: ...
-    def encode(self, text: bytes | str) -> npt.NDArray[np.int32]: ...
-    @property
-    def is_fast(self) -> bool: ...
+
+class KmerEncoder(Encoder):
+    def __init__(
+        self,
+        *,
+        vocab: Sequence[str],
+        length: int,
+        specials: Sequence[int],
+        unk_id: int,
+        strip: bool,
+        min_gap_length: int,
+    ) -> None: ...
+
+class BpeTrainer:
+    def __init__(self, letters: str, *, min_frequency: int, max_length: int) -> None: ...
+    def reserve(self, num_letters: int, num_texts: int) -> None: ...
+    def add(self, text: bytes | bytearray | memoryview) -> None: ...
+    def merge(self, num_merges: int) -> list[tuple[int, int]]: ...
 
 # ---- sequences -----------------------------------------------------------------------------------
 

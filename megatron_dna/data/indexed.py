@@ -7,6 +7,7 @@ file is only read when header, lengths, offsets and both file sizes agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ class IndexedTokens:
     def num_tokens(self) -> int:
         """Tokens of all documents."""
         return int(self.lengths.sum(dtype=np.int64))
+
+    def iter_chunks(self, num_tokens: int = 1 << 22) -> Iterator[TokenArray]:
+        """All tokens in the order of the file, at most `num_tokens` at a time, in memory."""
+        dtype = np.dtype(self._dataset.index.dtype)
+        with Path(f"{self.prefix}.bin").open("rb") as file:
+            while (chunk := np.fromfile(file, dtype, num_tokens)).size:
+                yield chunk
 
     def read(self, document: int, start: int, length: int) -> TokenArray:
         """Tokens [start, start + length) of a document: a view of the mapped file, no copy.

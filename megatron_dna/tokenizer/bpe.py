@@ -1,15 +1,14 @@
-"""DNA text to BPE ids and back: a typed facade over the exact encoder in `csrc/bpe.cpp`.
+"""DNA text to ids and back: a typed facade over the exact encoders in `csrc`.
 
-A tokenizer is a `tokenizer.json` of GENA-LM's kind, and nothing else is read: BPE whose normalizer
-turns 10 or more N into "-", whose pre-tokenizer cuts at "-" and nowhere else, and whose unknown
-characters each become [UNK]. Ids equal those of Hugging Face `tokenizers` on every string; a file
-that asks for anything more is refused, since it could not be followed exactly.
+A tokenizer is a `tokenizer.json`: BPE of GENA-LM's kind, or non-overlapping k-mers, of which single
+nucleotides are the shortest (`tokenizer/spec.py` says which files exactly). Ids equal those of
+Hugging Face `tokenizers` on every string; a file that asks for anything more is refused, since it
+could not be followed exactly.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,43 +17,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dna._core import BpeEncoder
-from megatron_dna.genome.sequence import MIN_GAP_LENGTH
-
-logger = logging.getLogger(__name__)
-
-UNK, CLS, SEP, PAD, MASK, GAP = SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "-")
-"""GENA's special tokens, in the order of GENA's ids: 0 to 5."""
-
-STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
-REPLACE_GAPS = {
-    "type": "Replace",
-    "pattern": {"Regex": f"N{{{MIN_GAP_LENGTH},}}"},
-    "content": GAP,
-}
-SPLIT_AT_GAPS = {
-    "type": "Split",
-    "pattern": {"String": GAP},
-    "behavior": "Isolated",
-    "invert": False,
-}
-
-_NORMALIZERS = (
-    {"type": "Sequence", "normalizers": [STRIP, REPLACE_GAPS]},
-    {"type": "Sequence", "normalizers": [REPLACE_GAPS]},
-    REPLACE_GAPS,
+from megatron_dna._core import Encoder
+from megatron_dna.tokenizer.spec import (
+    CLS,
+    GAP,
+    MASK,
+    PAD,
+    SEP,
+    SPECIAL_TOKENS,
+    UNK,
+    parse_tokenizer,
 )
 
-_MODEL_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "type": ("BPE",),
-    "dropout": (None, 0, 0.0),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-    "fuse_unk": (None, False),
-    "byte_fallback": (None, False),
-    "ignore_merges": (None, False),
-}
-"""What each option of the BPE model may be; anything else changes ids."""
+logger = logging.getLogger(__name__)
 
 
 class DnaTokenizer:
@@ -68,7 +43,7 @@ class DnaTokenizer:
         sha256: of the file, in hex.
     """
 
-    def __init__(self, encoder: BpeEncoder, tokens: Sequence[str], sha256: str) -> None:
+    def __init__(self, encoder: Encoder, tokens: Sequence[str], sha256: str) -> None:
         """Use `from_file`."""
         ids = {token: i for i, token in enumerate(tokens)}
         self._encoder = encoder
@@ -87,12 +62,12 @@ class DnaTokenizer:
         """Reads a tokenizer.json.
 
         Raises:
-            ValueError: it is not JSON, or not a tokenizer of GENA's kind; names what differs.
+            ValueError: it is not JSON, or not a tokenizer of a known kind; names what differs.
             OSError: the file cannot be read.
         """
         content = Path(path).read_bytes()
         try:
-            encoder, tokens = _parse(content)
+            encoder, tokens = parse_tokenizer(content)
         except ValueError as error:
             raise ValueError(f"tokenizer {path}: {error}") from error
         if not encoder.is_fast:
@@ -132,98 +107,3 @@ class DnaTokenizer:
         if values.size and not (values.min() >= 0 and values.max() < self.vocab_size):
             raise ValueError(f"ids must be between 0 and {self.vocab_size - 1}, the vocabulary's")
         return "".join(self._bases[i] for i in values.tolist())
-
-
-def _parse(content: bytes) -> tuple[BpeEncoder, list[str]]:
-    """The encoder and the token of each id, from the bytes of a tokenizer.json."""
-    try:
-        spec = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"not a JSON file ({error}); give the tokenizer.json itself") from error
-    spec = _object(spec, "the file")
-    model = _object(spec.get("model"), "model")
-    for key in ("truncation", "padding"):
-        _check(key, spec.get(key), (None,))
-    _check("normalizer", spec.get("normalizer"), _NORMALIZERS)
-    _check("pre_tokenizer", spec.get("pre_tokenizer"), (SPLIT_AT_GAPS,))
-    for key, allowed in _MODEL_OPTIONS.items():
-        _check(f"model.{key}", model.get(key), allowed)
-    tokens, specials = _vocabulary(spec, model)
-    ids = {token: i for i, token in enumerate(tokens)}
-    _check("model.unk_token", model.get("unk_token"), (UNK,))
-    encoder = BpeEncoder(
-        vocab=tokens,
-        merges=_merges(model, ids),
-        specials=specials,
-        unk_id=ids[UNK],
-        strip=STRIP in spec["normalizer"].get("normalizers", []),
-        min_gap_length=MIN_GAP_LENGTH,
-    )
-    return encoder, tokens
-
-
-def _vocabulary(spec: dict[str, Any], model: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """The token of each id, and the ids that are matched in the raw text (added tokens)."""
-    ids = dict(_object(model.get("vocab"), "model.vocab"))
-    specials: list[int] = []
-    for i, added in enumerate(_list(spec.get("added_tokens"), "added_tokens")):
-        key = f"added_tokens[{i}]"
-        added = _object(added, key)
-        for option in ("single_word", "lstrip", "rstrip", "normalized"):
-            _check(f"{key}.{option}", added.get(option), (None, False))
-        token, token_id = added.get("content"), added.get("id")
-        if not isinstance(token, str) or not token or ids.setdefault(token, token_id) != token_id:
-            raise ValueError(f"{key} ({token!r}, id {token_id!r}) must name a token by its own id")
-        specials.append(ids[token])
-    if any(type(i) is not int for i in ids.values()) or sorted(ids.values()) != [*range(len(ids))]:
-        raise ValueError(f"the {len(ids)} tokens must have the ids 0 to {len(ids) - 1}, each once")
-    missing = [token for token in SPECIAL_TOKENS if token not in ids]
-    if missing:
-        raise ValueError(f"the vocabulary lacks {missing}; GENA's special tokens must be there")
-    tokens = sorted(ids, key=ids.__getitem__)
-    strange = next((token for token in tokens if not token.isascii()), None)
-    if strange is not None:
-        raise ValueError(f"token {strange!r} must be ASCII, as DNA is")
-    return tokens, specials
-
-
-def _merges(model: dict[str, Any], ids: dict[str, int]) -> list[tuple[int, int, int]]:
-    """Ids (left, right, merged) of every merge by rank; both file formats, "A C" and ["A", "C"]."""
-    merges: dict[tuple[str, str], int] = {}
-    for rank, merge in enumerate(_list(model.get("merges"), "model.merges")):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not (
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
-        ):
-            raise ValueError(f"model.merges[{rank}] ({merge!r}) must be two tokens")
-        left, right = pair
-        absent = next((token for token in (left, right, left + right) if token not in ids), None)
-        if absent is not None:
-            raise ValueError(f"model.merges[{rank}] ({merge!r}) needs {absent!r} in model.vocab")
-        if (left, right) in merges:
-            first = merges[left, right]
-            raise ValueError(f"model.merges[{rank}] ({merge!r}) repeats model.merges[{first}]")
-        merges[left, right] = rank
-    return [(ids[left], ids[right], ids[left + right]) for left, right in merges]
-
-
-def _check(key: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Raises unless `value` is one of `allowed` (of the same type: 0 is not False)."""
-    if not any(value == choice and type(value) is type(choice) for choice in allowed):
-        choices = " or ".join(json.dumps(choice) for choice in allowed)
-        raise ValueError(
-            f"{key} ({json.dumps(value)}) must be {choices}: only tokenizers of GENA's kind can be "
-            "encoded exactly; train one with tools/train_tokenizer.py"
-        )
-
-
-def _object(value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{key} must be a JSON object")
-    return value
-
-
-def _list(value: Any, key: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{key} must be a JSON list")
-    return value

@@ -1,38 +1,44 @@
-"""Trains a BPE tokenizer on sampled subsequences of genomes, through Hugging Face `tokenizers`.
+"""Trains a BPE tokenizer on sampled subsequences of genomes.
 
 The result has the structure of GENA-LM's tokenizer.json: the same special tokens with the same ids,
 the same normalizer, pre-tokenizer and post-processor. `DnaTokenizer` and `PreTrainedTokenizerFast`
-both load it.
+both load it. The merges are those that Hugging Face `tokenizers` would learn from the same sample,
+found in a tenth of its memory (`csrc/bpe_trainer.hpp`).
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
-import os
 import random
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
+from tokenizers import models
 from tqdm import tqdm
 
-from megatron_dna.genome.corpus import Document, plan_documents, read_documents, scan
-from megatron_dna.genome.sequence import MIN_GAP_LENGTH
-from megatron_dna.tokenizer.bpe import CLS, GAP, SEP, SPECIAL_TOKENS, UNK
-
-LETTERS = ("A", "C", "G", "N", "T")
-"""Always in the vocabulary, so that no cleaned sequence has an [UNK]."""
+from megatron_dna._core import BpeTrainer
+from megatron_dna.genome.corpus import plan_documents, scan
+from megatron_dna.genome.fasta import read_fasta
+from megatron_dna.genome.sequence import reverse_complement
+from megatron_dna.tokenizer.spec import LETTERS, SPECIAL_TOKENS, UNK
+from megatron_dna.tokenizer.template import check_output, save_tokenizer
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(LETTERS)
+
+MAX_VOCAB_SIZE = 65_536
+"""Ids then take two bytes."""
 
 MAX_TOKEN_LENGTH = 64
 """Bases in the longest token, as in GENA's: satellites would fill the vocabulary otherwise."""
 
 MIN_FREQUENCY = 2
 """A pair seen once is an accident of the sample, not a word."""
+
+MERGES_AT_A_TIME = 16
+"""Between two looks at the keyboard, and steps of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +59,23 @@ def train_tokenizer(
     output: str | Path,
     *,
     sample_length: int = 1_000,
-    num_samples: int = 50_000,
+    sample_bases: int = 50_000_000,
     seed: int = 0,
     holdout: Sequence[str] = (),
 ) -> TrainingSample:
     """Writes a tokenizer.json; the same arguments give the same bytes.
 
     The sequence between runs of 10 or more N, without the held-out regions, is cut into windows of
-    at most `sample_length`; `num_samples` of them, or all if there are fewer, are drawn without
-    replacement, a random half as reverse complement. Memory: the longest contig and some 60 bytes
-    a sampled base. `tokenizers` scans whole windows for every merge: short ones train faster.
+    at most `sample_length`. As many of them as have some `sample_bases` are drawn without
+    replacement, so every base of all files is as likely to be seen; a random half as reverse
+    complement. Memory: the longest contig and some 8 bytes a sampled base.
 
     Args:
         fasta: FASTA files, plain, gzipped or bgzipped.
         vocab_size: number of ids in all, special tokens and single letters included.
         output: the file to write, and its folder; it appears when it is complete.
         sample_length: longest window in bases.
-        num_samples: most windows to train on.
+        sample_bases: bases to train on; all where there are no more.
         seed: of the draw.
         holdout: regions that training must not see: `20` or `20:3000001-4000000` (1-based, both
             ends included).
@@ -79,103 +85,98 @@ def train_tokenizer(
         OSError: a file cannot be read or written.
     """
     output = Path(output)
-    _check_at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE, "6 special tokens and A C G N T")
-    _check_at_least("sample_length", sample_length, 2, "a pair of letters")
-    _check_at_least("num_samples", num_samples, 1, "something to train on")
-    nearest = next(folder for folder in output.absolute().parents if folder.exists())
-    if output.is_dir() or not nearest.is_dir():
-        raise ValueError(f"output ({output}) must be a file in a folder, there or to be made")
-    windows, sequences = _sample(
-        [Path(path) for path in fasta], holdout, sample_length, num_samples, seed
-    )
-    tokenizer = _train(sequences, vocab_size)
-    _write_atomic(output, tokenizer.to_str(pretty=True) + "\n")
-    return TrainingSample(
-        num_sequences=len(windows),
-        num_bases=sum(map(len, sequences)),
-        num_reverse_complement=sum(window.strand == "-" for window in windows),
-    )
-
-
-def _check_at_least(key: str, value: int, minimum: int, reason: str) -> None:
-    if value < minimum:
-        flag = "--" + key.replace("_", "-")
-        raise ValueError(f"{key} ({value}) must be at least {minimum} ({reason}); raise {flag}")
-
-
-def _sample(
-    paths: Sequence[Path], holdout: Sequence[str], sample_length: int, num_samples: int, seed: int
-) -> tuple[list[Document], list[str]]:
-    """Windows in the order of the files, and the sequence of each on its strand."""
-    with tqdm(desc="scanning", unit="bp", unit_scale=True, disable=None) as progress:
-        plan = plan_documents(scan(paths, progress.update), holdout)
-    windows = [
-        window
-        for document in plan.documents
-        if document.split == "train"
-        for window in _cut(document, sample_length)
-    ]
+    _check_range("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+    _check_range("sample_length", sample_length, 2)
+    _check_range("sample_bases", sample_bases, 1)
+    check_output(output)
+    paths = [Path(path) for path in fasta]
+    windows = _Windows(paths, holdout, sample_length)
+    num_windows = len(windows) * sample_bases // windows.num_bases
     rng = random.Random(seed)
-    chosen = sorted(rng.sample(range(len(windows)), min(num_samples, len(windows))))
-    reverse = set(rng.sample(chosen, len(chosen) // 2))
-    windows = [replace(windows[i], strand="-" if i in reverse else "+") for i in chosen]
-    num_bases = sum(window.length for window in windows)
-    sequences = []
-    with tqdm(
-        desc="sampling", total=num_bases, unit="bp", unit_scale=True, disable=None
-    ) as progress:
-        for window, forward in read_documents(paths, replace(plan, documents=tuple(windows))):
-            sequences.append(window.on_its_strand(forward).decode())
-            progress.update(window.length)
-    return windows, sequences
+    chosen = sorted(rng.sample(range(len(windows)), min(max(num_windows, 1), len(windows))))
+    reverse = frozenset(rng.sample(chosen, len(chosen) // 2))
+    trainer = BpeTrainer("".join(LETTERS), min_frequency=MIN_FREQUENCY, max_length=MAX_TOKEN_LENGTH)
+    trainer.reserve(len(chosen) * sample_length, len(chosen))
+    num_bases = 0
+    with _progress("sampling", len(chosen), "window") as bar:
+        for index, bases in windows.read(chosen):
+            trainer.add(reverse_complement(bases) if index in reverse else bases)
+            num_bases += len(bases)
+            bar.update()
+    merges = _learn_merges(trainer, vocab_size, num_bases)
+    tokens = [*SPECIAL_TOKENS, *LETTERS, *(left + right for left, right in merges)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    save_tokenizer(models.BPE(vocab, merges, unk_token=UNK), output)
+    return TrainingSample(len(chosen), num_bases, len(reverse))
 
 
-def _cut(document: Document, sample_length: int) -> list[Document]:
-    """Windows of nearly equal length, at most `sample_length`, that together are the document."""
-    num_windows = -(-document.length // sample_length)
-    bounds = [document.start + document.length * i // num_windows for i in range(num_windows + 1)]
-    return [replace(document, start=start, end=end) for start, end in itertools.pairwise(bounds)]
+def _check_range(key: str, value: int, minimum: int, maximum: int | None = None) -> None:
+    if value < minimum or (maximum is not None and value > maximum):
+        flag = "--" + key.replace("_", "-")
+        at_most = "" if maximum is None else f" and at most {maximum}"
+        raise ValueError(f"{key} ({value}) must be at least {minimum}{at_most}; change {flag}")
 
 
-def _train(sequences: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of GENA's structure with exactly `vocab_size` tokens."""
-    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
-    gap = Regex(f"N{{{MIN_GAP_LENGTH},}}")
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Strip(), normalizers.Replace(gap, GAP)]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(GAP, "isolated")
-    tokenizer.decoder = decoders.BPEDecoder(suffix=" ")
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=MIN_FREQUENCY,
-        max_token_length=MAX_TOKEN_LENGTH,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=list(LETTERS),
-        show_progress=sys.stderr.isatty(),
-    )
-    tokenizer.train_from_iterator(sequences, trainer, length=len(sequences))
-    if tokenizer.get_vocab_size() < vocab_size:
-        num_bases = sum(map(len, sequences))
-        raise ValueError(
-            f"vocab_size ({vocab_size}): only {tokenizer.get_vocab_size()} tokens occur at least "
-            f"{MIN_FREQUENCY} times in the {num_bases} sampled bases; lower --vocab-size, or give "
-            "more sequence"
-        )
-    ids = tokenizer.get_vocab()
-    tokenizer.post_processor = processors.BertProcessing((SEP, ids[SEP]), (CLS, ids[CLS]))
-    return tokenizer
+class _Windows:
+    """All training sequence in windows of nearly equal length, numbered in the order of the files.
+
+    Attributes:
+        num_bases: of all of them.
+    """
+
+    def __init__(self, paths: Sequence[Path], holdout: Sequence[str], sample_length: int) -> None:
+        """Reads the files once, for the coordinates."""
+        self._paths = paths
+        with _progress("scanning", None, "bp") as bar:
+            plan = plan_documents(scan(paths, bar.update), holdout)
+        self._stretches = [document for document in plan.documents if document.split == "train"]
+        self._counts = [-(-stretch.length // sample_length) for stretch in self._stretches]
+        self._ends = list(itertools.accumulate(self._counts))
+        self.num_bases = sum(stretch.length for stretch in self._stretches)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self._ends[-1]
+
+    def read(self, chosen: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Number and forward strand of the chosen windows, which are in ascending order."""
+        contigs = itertools.chain.from_iterable(map(read_fasta, self._paths))
+        contig = next(contigs)
+        for index in chosen:
+            name, start, end = self._locate(index)
+            while contig.name != name:
+                contig = next(contigs)
+            yield index, bytes(memoryview(contig.sequence)[start:end])
+
+    def _locate(self, index: int) -> tuple[str, int, int]:
+        """Contig, start and end of a window, 0-based half-open."""
+        number = bisect.bisect_right(self._ends, index)
+        stretch, count = self._stretches[number], self._counts[number]
+        window = index - self._ends[number] + count
+        start, end = (stretch.length * i // count for i in (window, window + 1))
+        return stretch.contig, stretch.start + start, stretch.start + end
 
 
-def _write_atomic(path: Path, text: str) -> None:
-    """Writes beside `path`, then renames: whoever sees the file sees all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _learn_merges(trainer: BpeTrainer, vocab_size: int, num_bases: int) -> list[tuple[str, str]]:
+    """As many merges as make the vocabulary full, in order."""
+    tokens = list(LETTERS)
+    merges: list[tuple[str, str]] = []
+    with _progress("merging", vocab_size - MIN_VOCAB_SIZE, "token") as bar:
+        while missing := vocab_size - MIN_VOCAB_SIZE - len(merges):
+            pairs = trainer.merge(min(missing, MERGES_AT_A_TIME))
+            if not pairs:
+                raise ValueError(
+                    f"vocab_size ({vocab_size}): only {vocab_size - missing} tokens occur at least "
+                    f"{MIN_FREQUENCY} times in the {num_bases} sampled bases; lower --vocab-size, "
+                    "or give more sequence"
+                )
+            for left, right in pairs:
+                merges.append((tokens[left], tokens[right]))
+                tokens.append(tokens[left] + tokens[right])
+            bar.update(len(pairs))
+    return merges
+
+
+def _progress(action: str, total: int | None, unit: str) -> tqdm[Any]:
+    """A progress bar, on a terminal only."""
+    return tqdm(total=total, desc=action, unit=unit, unit_scale=True, disable=None)

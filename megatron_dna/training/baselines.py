@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dna.data.counts import count_tokens
 from megatron_dna.data.indexed import IndexedTokens
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-
-_CHUNK_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ def compute_baselines(
     Raises:
         ValueError: a prefix cannot be read, or there is nothing to score.
     """
-    train_counts = count_tokens(train, tokenizer)
-    valid_counts = count_tokens(valid, tokenizer)
+    train_counts = _count_bases(train, tokenizer)
+    valid_counts = _count_bases(valid, tokenizer)
     total = valid_counts.sum()
     if total == 0:
         raise ValueError(f"held-out data {list(valid)} has no tokens to score")
@@ -55,24 +54,10 @@ def compute_baselines(
     )
 
 
-def count_tokens(prefixes: Sequence[str], tokenizer: DnaTokenizer) -> npt.NDArray[np.int64]:
-    """How often each id occurs, int64 [vocab_size]; special ids count as zero.
-
-    Raises:
-        ValueError: a prefix cannot be read or holds ids outside the vocabulary.
-    """
+def _count_bases(prefixes: Sequence[str], tokenizer: DnaTokenizer) -> npt.NDArray[np.int64]:
+    """How often each id occurs in all prefixes, int64 [vocab_size]; special ids count as zero."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for prefix in prefixes:
-        tokens = IndexedTokens(prefix)
-        for document, length in enumerate(tokens.lengths.tolist()):
-            for start in range(0, length, _CHUNK_TOKENS):
-                ids = tokens.read(document, start, min(_CHUNK_TOKENS, length - start))
-                found = np.bincount(ids, minlength=tokenizer.vocab_size)
-                if len(found) > tokenizer.vocab_size:
-                    raise ValueError(
-                        f"{prefix}.bin holds id {len(found) - 1}, outside the tokenizer's "
-                        f"vocabulary ({tokenizer.vocab_size}); give the tokenizer it was made with"
-                    )
-                counts += found
+        counts += count_tokens(IndexedTokens(prefix), tokenizer)
     counts[sorted(tokenizer.special_ids)] = 0
     return counts

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_dna.data.pictures import save_figure
 from megatron_dna.parallel.schedule import SegmentSchedule, Task
 from megatron_dna.parallel.timeline import finish_times
 from megatron_dna.training.metrics import read_records
@@ -52,7 +51,7 @@ def plot_losses(metrics: Path, output: Path, baselines: Mapping[str, float] | No
     axes.set_ylabel("cross-entropy (nats a masked token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def plot_memory(
@@ -100,7 +99,7 @@ def plot_memory(
         axes[1].set_xlabel(f"segment, in windows of {longest['num_segments']}")
     for panel in axes:
         panel.grid(alpha=0.3)
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def plot_recall(
@@ -118,7 +117,7 @@ def plot_recall(
     axes.set_ylabel("accuracy")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def plot_schedule(schedule: SegmentSchedule, num_stages: int, output: Path) -> None:
@@ -155,21 +154,12 @@ def plot_schedule(schedule: SegmentSchedule, num_stages: int, output: Path) -> N
         f"{schedule.num_segments} segments: busy {busy:.0%}",
         fontsize=10, loc="left",
     )  # fmt: skip
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 CONTROL_STYLES = {
     "kept": ("tab:blue", "o"), "reset": ("tab:red", "s"), "swapped": ("tab:orange", "^"),
 }  # fmt: skip
-
-
-def _save(figure: Figure, output: Path) -> None:
-    """Write a PNG, atomically."""
-    handle, partial = tempfile.mkstemp(suffix=".png", prefix=".", dir=output.parent)
-    os.close(handle)
-    figure.savefig(partial, dpi=140)
-    Path(partial).chmod(0o644)
-    Path(partial).replace(output)
 
 
 def draw_stages(axes: Axes, records: list[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from tests.unit.variant_files import (
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    train_tokenizer([EXAMPLE], 512, path, num_samples=300)
+    train_tokenizer([EXAMPLE], 512, path, sample_bases=300_000)
     return path
 
 

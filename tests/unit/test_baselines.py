@@ -11,7 +11,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from megatron_dna.training.baselines import compute_baselines, count_tokens
+from megatron_dna.training.baselines import compute_baselines
 
 # Ids 0 and 1 are special; 2, 3, 4 spell 1, 2 and 3 bases.
 TOKENIZER = SimpleNamespace(
@@ -42,7 +42,7 @@ def test_baselines_are_the_defined_cross_entropies(tmp_path: Path):
 def test_another_tokenizers_ids_are_refused(tmp_path: Path):
     prefix = _write(tmp_path / "d", [[2, 7]])
     with pytest.raises(ValueError, match=r"id 7.*vocabulary \(5\)"):
-        count_tokens([prefix], TOKENIZER)
+        compute_baselines([prefix], [prefix], TOKENIZER)
 
 
 def test_empty_held_out_data_is_refused(tmp_path: Path):

@@ -47,7 +47,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     path = tmp_path_factory.mktemp("trained") / "tokenizer.json"
-    train_tokenizer([EXAMPLE_FASTA], 2048, path, num_samples=1000)
+    train_tokenizer([EXAMPLE_FASTA], 2048, path, sample_bases=1_000_000)
     return Pair(path)
 
 

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from megatron_dna.tokenizer import train
+from megatron_dna.tokenizer import template, train
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.tokenizer.train import train_tokenizer
 
@@ -30,6 +30,13 @@ def write_fasta(path: Path, **contigs: str) -> Path:
     return path
 
 
+def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, str(ROOT / "tools/train_tokenizer.py"), *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
 def random_dna(length: int, seed: int = 0) -> str:
     return "".join(random.Random(seed).choices("ACGT", k=length))
 
@@ -37,7 +44,7 @@ def random_dna(length: int, seed: int = 0) -> str:
 @pytest.fixture(scope="module")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("train") / "tokenizer.json"
-    sample = train_tokenizer([EXAMPLE_FASTA], 512, path, sample_length=2_000, num_samples=101)
+    sample = train_tokenizer([EXAMPLE_FASTA], 512, path, sample_length=2_000, sample_bases=203_000)
     assert sample.num_sequences == 101
     assert sample.num_reverse_complement == 50
     assert 190_000 < sample.num_bases <= 202_000
@@ -49,12 +56,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sequences that training is given."""
     sequences: list[str] = []
 
-    def spy(given: list[str], vocab_size: int) -> Tokenizer:
-        sequences.extend(given)
-        return real(given, vocab_size)
+    class Spy(train.BpeTrainer):
+        def add(self, text: bytes) -> None:
+            sequences.append(text.decode())
+            super().add(text)
 
-    real = train._train
-    monkeypatch.setattr(train, "_train", spy)
+    monkeypatch.setattr(train, "BpeTrainer", Spy)
     return sequences
 
 
@@ -102,7 +109,9 @@ def test_loads_in_transformers(tokenizer_path: Path) -> None:
 def test_same_seed_same_bytes(tokenizer_path: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"{seed}.json" for seed in (0, 1)]
     for seed, path in enumerate(paths):
-        train_tokenizer([EXAMPLE_FASTA], 512, path, sample_length=2_000, num_samples=101, seed=seed)
+        train_tokenizer(
+            [EXAMPLE_FASTA], 512, path, sample_length=2_000, sample_bases=203_000, seed=seed
+        )
     assert paths[0].read_bytes() == tokenizer_path.read_bytes()
     assert paths[1].read_bytes() != tokenizer_path.read_bytes()
 
@@ -124,6 +133,18 @@ def test_windows_cover_all_when_enough_are_drawn(tmp_path: Path, seen: list[str]
     assert sample.num_reverse_complement == 6
     assert sample.num_bases == len(forward) == 4_321 + 777 + 36
     assert second_strand
+
+
+def test_every_base_is_as_likely(tmp_path: Path, seen: list[str]) -> None:
+    """A sample by contig, or of the first file, would make a vocabulary of small contigs."""
+    letters = dict(zip("ACGT", (160_000, 80_000, 40_000, 20_000), strict=True))
+    files = [write_fasta(tmp_path / f"{x}.fa", **{x: x * n}) for x, n in letters.items()]
+    train_tokenizer(files, 14, tmp_path / "t.json", sample_length=10, sample_bases=150_000)
+    text = "".join(seen)
+    assert len(text) == 150_000
+    assert text.count("A") + text.count("T") == pytest.approx(90_000, rel=0.03)  # either strand
+    assert text.count("C") + text.count("G") == pytest.approx(60_000, rel=0.03)
+    assert text.count("A") == pytest.approx(45_000, rel=0.06)
 
 
 def test_holdout_is_never_seen(tmp_path: Path, seen: list[str]) -> None:
@@ -150,10 +171,11 @@ def test_progress_bars_are_for_terminals_only(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vocab_size": 10}, r"vocab_size \(10\) must be at least 11 .*raise --vocab-size"),
+        ({"vocab_size": 10}, r"vocab_size \(10\) must be at least 11 .*change --vocab-size"),
         ({"vocab_size": 5_000}, r"vocab_size \(5000\): only \d+ tokens occur at least 2 times"),
         ({"sample_length": 1}, r"sample_length \(1\) must be at least 2"),
-        ({"num_samples": 0}, r"num_samples \(0\) must be at least 1"),
+        ({"sample_bases": 0}, r"sample_bases \(0\) must be at least 1; change --sample-bases"),
+        ({"vocab_size": 65_537}, r"vocab_size \(65537\) .* at most 65536"),
         ({"holdout": ["b"]}, "no contig 'b'"),
         ({"holdout": ["a:5-4"]}, "must be CONTIG:START-END"),
         ({"holdout": ["a"]}, "all is held out"),
@@ -197,7 +219,7 @@ def test_an_old_file_survives_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.os, "fsync", full)
+    monkeypatch.setattr(template.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         train_tokenizer([fasta], 30, output)
     assert output.read_text() == "old"
@@ -206,20 +228,46 @@ def test_an_old_file_survives_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_command_line(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "g.fa", a=random_dna(3_000), b=random_dna(500))
-    command = [sys.executable, str(ROOT / "tools/train_tokenizer.py"), "--fasta", str(fasta)]
     output = tmp_path / "new folder" / "t.json"
-    command += ["--output", str(output), "--holdout", "b", "--vocab-size"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
-    done = subprocess.run(
-        [*command, "40", "--sample-length", "100", "--num-samples", "20", "--seed", "3"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
+    command = ["--fasta", str(fasta), "--output", str(output), "--holdout", "b", "--vocab-size"]
+    done = run_tool(*command, "40", "--sample-length", "100", "--sample-bases", "2000")
     assert "40 tokens, trained on 2,000 bases in 20 samples; 10 of these" in done.stdout
     assert DnaTokenizer.from_file(output).vocab_size == 40
-    failed = subprocess.run([*command, "4"], capture_output=True, text=True, env=environment)
+    failed = run_tool(*command, "4")
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert "vocab_size (4) must be at least 11" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("--kind kmer", "4,107 tokens, 6-mers"), ("--kind kmer --k 3", "75 tokens, 3-mers"),
+     ("--kind char", "11 tokens")],
+)  # fmt: skip
+def test_command_line_of_other_kinds(tmp_path: Path, options: str, said: str) -> None:
+    """Made without a genome, in the words of the issue."""
+    output = tmp_path / "new" / "t.json"
+    done = run_tool(*options.split(), "--output", str(output))
+    assert done.stdout == f"{output}: {said}\n"
+    ours, theirs = DnaTokenizer.from_file(output), Tokenizer.from_file(str(output))
+    text = random_dna(500) + "NNN" + random_dna(100, seed=1)
+    assert ours.encode(text).tolist() == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--kind kmer --k 9", r"k (9) must be between 1 and 8; change --k"),
+        ("--kind kmer --vocab-size 30", "--vocab-size is for --kind bpe; leave it out for --kind"),
+        ("--kind char --k 2", "--k is for --kind kmer; leave it out for --kind char"),
+        ("--k 2 --vocab-size 30", "--k is for --kind kmer; leave it out for --kind bpe"),
+        ("--vocab-size 30", "--fasta is needed for --kind bpe"),
+    ],
+)
+def test_command_line_refuses(tmp_path: Path, options: str, message: str) -> None:
+    """An option that would be ignored is a mistake of the user's."""
+    failed = run_tool(*options.split(), "--output", str(tmp_path / "t.json"))
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert message in failed.stderr
+    assert not list(tmp_path.iterdir())

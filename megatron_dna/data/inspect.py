@@ -1,0 +1,273 @@
+"""What is in a .bin/.idx pair: how much, of what, from where, and which bases any tokens spell.
+
+Everything is counted in a few MB of memory and a few bytes a document, whatever the size of the
+pair. Where sequence comes from is known from the manifest that preprocessing wrote beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_dna.data.counts import count_tokens
+from megatron_dna.data.indexed import IndexedTokens
+from megatron_dna.genome.corpus import SPLITS
+from megatron_dna.tokenizer.bpe import DnaTokenizer
+
+BASES = "ACGTN"
+_CHUNK_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A stretch of the reference, 0-based half-open, forward strand; "-" is read backwards."""
+
+    contig: str
+    start: int
+    end: int
+    strand: str
+
+    def __str__(self) -> str:
+        return f"{self.contig}:{self.start}-{self.end} ({self.strand})"
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a dataset is from a contig, or from all contigs of a FASTA file."""
+
+    name: str
+    fasta: str
+    length: int
+    """Bases of the contig or file, on one strand."""
+    documents: int
+    bases: int
+    """Of the documents; both strands count where both are there."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some tokens of a document, decoded.
+
+    Attributes:
+        document: its number.
+        start: first token in the document.
+        ids: int32 [tokens].
+        bases: what they spell, on the document's strand.
+        origin: where that lies, if the manifest tells.
+    """
+
+    document: int
+    start: int
+    ids: npt.NDArray[np.int32]
+    bases: str
+    origin: Origin | None
+
+
+class Dataset:
+    """A pair, its tokenizer, and its manifest if there is one.
+
+    Attributes:
+        prefix: of the pair.
+        tokens: its documents.
+        tokenizer: spells them.
+        contigs: what is from each contig, or None without a manifest.
+        origins: of each document, or None.
+    """
+
+    def __init__(self, prefix: str, tokenizer: Path | None = None) -> None:
+        """Opens a pair.
+
+        Args:
+            prefix: without extension, such as `runs/chr20_train`.
+            tokenizer: its tokenizer.json; by default the one that the manifest names.
+
+        Raises:
+            ValueError: the pair, the manifest or the tokenizer is not there, damaged, or not of the
+                others; names file and fix.
+        """
+        if not Path(f"{prefix}.idx").exists() and Path(f"{prefix}_train.idx").exists():
+            raise ValueError(f"{prefix} has more than one pair: give {prefix}_train or _valid")
+        self.prefix = prefix
+        self.tokens = IndexedTokens(prefix)
+        path, split = _find_manifest(prefix)
+        manifest = _read_manifest(path) if path else None
+        self.tokenizer = _open_tokenizer(prefix, tokenizer, manifest)
+        self.contigs: list[Share] | None = None
+        self.origins: list[Origin] | None = None
+        if path and manifest:
+            self.contigs = _read_contigs(manifest, split)
+            self.origins = _read_origins(manifest, split)
+            listed = [row["tokens"] for row in manifest["documents"][split]]
+            if listed != self.tokens.lengths.tolist():
+                raise ValueError(
+                    f"manifest {path} lists other documents than {prefix}.idx has; one of them is "
+                    "of another run: make the data again with tools/preprocess_genome.py"
+                )
+
+    @cached_property
+    def token_counts(self) -> npt.NDArray[np.int64]:
+        """How often each id occurs, int64 [vocab_size].
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        return count_tokens(self.tokens, self.tokenizer)
+
+    @property
+    def num_bases(self) -> int:
+        """Bases that all tokens spell."""
+        return int(self.token_counts @ self.tokenizer.token_lengths.astype(np.int64))
+
+    @cached_property
+    def base_counts(self) -> dict[str, int]:
+        """How often A, C, G, T and N occur, exactly."""
+        spelt = [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
+        table = np.array([[bases.count(base) for base in BASES] for bases in spelt], np.int64)
+        return dict(zip(BASES, (self.token_counts @ table).tolist(), strict=True))
+
+    @property
+    def gc(self) -> float | None:
+        """Share of G and C among A, C, G and T; None if there is none of them."""
+        known = sum(self.base_counts[base] for base in "ACGT")
+        return (self.base_counts["G"] + self.base_counts["C"]) / known if known else None
+
+    @property
+    def sources(self) -> list[Share]:
+        """What is from each FASTA file, the largest first."""
+        sources: dict[str, Share] = {}
+        for contig in self.contigs or ():
+            known = sources.get(contig.fasta, Share(contig.fasta, contig.fasta, 0, 0, 0, 0))
+            sources[contig.fasta] = replace(
+                known,
+                length=known.length + contig.length,
+                documents=known.documents + contig.documents,
+                bases=known.bases + contig.bases,
+                tokens=known.tokens + contig.tokens,
+            )
+        return sorted(sources.values(), key=lambda source: -source.tokens)
+
+    def window(self, number: int, length: int) -> Window:
+        """Window `number` of `length` tokens, in the order of the file.
+
+        A document's last window may be shorter; no window has tokens of two documents.
+
+        Raises:
+            ValueError: there is no such window.
+        """
+        if length < 1:
+            raise ValueError(f"length ({length}) must be at least 1 token")
+        ends = np.cumsum(-(-self.tokens.lengths.astype(np.int64) // length))
+        if not 0 <= number < ends[-1]:
+            raise ValueError(
+                f"window ({number}) must be between 0 and {ends[-1] - 1}: {self.prefix} has "
+                f"{ends[-1]} windows of {length} tokens"
+            )
+        document = int(np.searchsorted(ends, number, side="right"))
+        first = int(ends[document - 1]) if document else 0
+        start = (number - first) * length
+        return self.decode(document, start, length)
+
+    def decode(self, document: int, start: int, length: int) -> Window:
+        """Tokens [start, start + length) of a document, or as many of them as it has.
+
+        Raises:
+            ValueError: there is no such document, or no token at `start`.
+        """
+        if not 0 <= document < len(self.tokens):
+            raise ValueError(
+                f"document ({document}) must be between 0 and {len(self.tokens) - 1}: "
+                f"{self.prefix} has {len(self.tokens)} documents"
+            )
+        num_tokens = int(self.tokens.lengths[document])
+        if length < 1 or not 0 <= start < num_tokens:
+            raise ValueError(
+                f"start ({start}) must be between 0 and {num_tokens - 1} and length ({length}) at "
+                f"least 1: document {document} has {num_tokens} tokens"
+            )
+        ids = self.tokens.read(document, start, min(length, num_tokens - start)).astype(np.int32)
+        bases = self.tokenizer.decode(ids)
+        origin = self._origin(document, start, len(bases)) if self.origins else None
+        return Window(document, start, ids, bases, origin)
+
+    def _origin(self, document: int, start: int, num_bases: int) -> Origin:
+        """Where the bases from token `start` of a document lie."""
+        assert self.origins is not None
+        whole = self.origins[document]
+        lengths = self.tokenizer.token_lengths
+        before = sum(
+            int(lengths[self.tokens.read(document, at, min(_CHUNK_TOKENS, start - at))].sum())
+            for at in range(0, start, _CHUNK_TOKENS)
+        )
+        if whole.strand == "+":
+            first = whole.start + before
+            return Origin(whole.contig, first, first + num_bases, "+")
+        last = whole.end - before
+        return Origin(whole.contig, last - num_bases, last, "-")
+
+
+def _find_manifest(prefix: str) -> tuple[Path | None, str]:
+    """The manifest of a prefix, if it is there, and the split that the prefix is."""
+    for split in SPLITS:
+        path = Path(prefix.removesuffix(f"_{split}") + ".json")
+        if prefix.endswith(f"_{split}") and path.is_file():
+            return path, split
+    return None, ""
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+        _ = manifest["tokenizer"]["sha256"], manifest["documents"], manifest["contigs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be the manifest that tools/preprocess_genome.py wrote ({error!r}); "
+            "restore it, or move it away to do without coordinates"
+        ) from error
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _read_contigs(manifest: dict[str, Any], split: str) -> list[Share]:
+    return [
+        Share(
+            row["name"],
+            row["fasta"],
+            row["bases"],
+            *(row[split][key] for key in ("documents", "bases", "tokens")),
+        )
+        for row in manifest["contigs"]
+    ]
+
+
+def _read_origins(manifest: dict[str, Any], split: str) -> list[Origin]:
+    return [
+        Origin(row["contig"], row["start"], row["end"], row["strand"])
+        for row in manifest["documents"][split]
+    ]
+
+
+def _open_tokenizer(
+    prefix: str, path: Path | None, manifest: dict[str, Any] | None
+) -> DnaTokenizer:
+    if path is None:
+        if manifest is None:
+            raise ValueError(
+                f"{prefix} has no manifest that names its tokenizer; give it with --tokenizer"
+            )
+        path = Path(manifest["tokenizer"]["path"])
+    if not path.is_file():
+        raise ValueError(f"tokenizer {path} of {prefix} is not there; give it with --tokenizer")
+    tokenizer = DnaTokenizer.from_file(path)
+    if manifest is not None and tokenizer.sha256 != manifest["tokenizer"]["sha256"]:
+        raise ValueError(
+            f"tokenizer {path} is not the one that {prefix} was made with (sha256 "
+            f"{manifest['tokenizer']['sha256']}); give that one with --tokenizer"
+        )
+    return tokenizer

@@ -1,0 +1,184 @@
+"""What the inspecting tool says of a pair is what is in it, to the base."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from megatron_dna.data.inspect import Dataset, Origin
+from megatron_dna.data.pictures import measure_coverage, plot_dataset
+from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
+from tests.unit.data_files import write_pair, write_tokenizer
+from tests.unit.genome_files import ROOT, child_environment, clean, reverse_complement
+
+
+@pytest.fixture
+def prefix(options: Callable[..., PreprocessOptions]) -> str:
+    """Training documents of four contigs, both strands, some sequence held out."""
+    preprocess(options())
+    return f"{options().output('_train')}"
+
+
+def spell(contigs: dict[str, str], origin: Origin) -> str:
+    """The sequence of an interval, from the raw contigs."""
+    forward = clean(contigs[origin.contig][origin.start : origin.end])
+    return forward if origin.strand == "+" else reverse_complement(forward)
+
+
+def test_counts_are_those_of_the_sequence(prefix: str, contigs: dict[str, str]) -> None:
+    """Counted again letter by letter, from the coordinates of the documents."""
+    dataset = Dataset(prefix)
+    texts = [spell(contigs, origin) for origin in dataset.origins or ()]
+    letters = Counter("".join(texts))
+    assert len(texts) == len(dataset.tokens) > 4
+    assert dataset.base_counts == {base: letters[base] for base in "ACGTN"}
+    assert dataset.base_counts["N"] > 0
+    assert dataset.num_bases == sum(map(len, texts))
+    gc, known = letters["G"] + letters["C"], sum(letters[base] for base in "ACGT")
+    assert dataset.gc == pytest.approx(gc / known)
+    assert dataset.token_counts.sum() == dataset.tokens.num_tokens
+    by_contig = {contig.name: contig for contig in dataset.contigs or ()}
+    for name, contig in by_contig.items():
+        rows = [i for i, origin in enumerate(dataset.origins or ()) if origin.contig == name]
+        assert contig.documents == len(rows)
+        assert contig.bases == sum(len(texts[i]) for i in rows)
+        assert contig.tokens == sum(int(dataset.tokens.lengths[i]) for i in rows)
+        assert contig.length == len(contigs[name])
+    assert [Path(source.name).name for source in dataset.sources] == ["1.fa", "2.fa.gz"]
+    assert sum(source.tokens for source in dataset.sources) == dataset.tokens.num_tokens
+    assert dataset.sources[0].length == len(contigs["a"]) + len(contigs["b"])
+
+
+def test_every_window_spells_its_reference(prefix: str, contigs: dict[str, str]) -> None:
+    """Both strands; together the windows are the documents, and no base is told twice."""
+    dataset = Dataset(prefix)
+    assert {origin.strand for origin in dataset.origins or ()} == {"+", "-"}
+    texts = [""] * len(dataset.tokens)
+    num_windows = sum(-(-int(length) // 97) for length in dataset.tokens.lengths)
+    for number in range(num_windows):
+        window = dataset.window(number, 97)
+        assert window.origin is not None
+        assert window.bases == spell(contigs, window.origin)
+        assert len(window.ids) == min(97, dataset.tokens.lengths[window.document] - window.start)
+        texts[window.document] += window.bases
+    assert texts == [spell(contigs, origin) for origin in dataset.origins or ()]
+    with pytest.raises(ValueError, match=rf"window \({num_windows}\) must be between 0 and"):
+        dataset.window(num_windows, 97)
+
+
+def test_tokens_of_a_document(prefix: str, contigs: dict[str, str]) -> None:
+    dataset = Dataset(prefix)
+    some = dataset.decode(1, 100, 7)
+    assert len(some.ids) == 7
+    assert some.origin is not None
+    assert some.bases == spell(contigs, some.origin)
+    for document, start, length, message in (
+        (99, 0, 1, r"document \(99\) must be between 0 and"),
+        (-1, 0, 1, "document"),
+        (0, 10**6, 1, r"start \(1000000\) must be between 0 and"),
+        (0, -1, 1, "start"),
+        (0, 0, 0, r"length \(0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataset.decode(document, start, length)
+    with pytest.raises(ValueError, match=r"length \(0\)"):
+        dataset.window(0, 0)
+
+
+def test_pairs_without_manifest(tmp_path: Path) -> None:
+    """Anyone's pair can be looked at with its tokenizer; special tokens spell nothing."""
+    tokenizer = tmp_path / "t.json"
+    write_kmer_tokenizer(1, tokenizer)  # ids 6 to 10: A C G N T
+    prefix = write_pair(tmp_path / "p", [[6, 7, 8, 8, 5], [10, 9]], np.int32)
+    dataset = Dataset(prefix, tokenizer)
+    assert dataset.base_counts == {"A": 1, "C": 1, "G": 2, "T": 1, "N": 1}
+    assert dataset.gc == pytest.approx(3 / 5)
+    assert dataset.num_bases == 6
+    assert dataset.contigs is dataset.origins is None
+    assert dataset.sources == []
+    window = dataset.window(1, 3)
+    assert (window.document, window.start, window.bases, window.origin) == (0, 3, "G", None)
+    with pytest.raises(ValueError, match="give it with --tokenizer"):
+        Dataset(prefix)
+    with pytest.raises(ValueError, match=r"t2.json of .* is not there"):
+        Dataset(prefix, tmp_path / "t2.json")
+    plot_dataset(dataset, tmp_path / "p.png")
+    assert imread(tmp_path / "p.png").ndim == 3
+
+
+def test_files_that_do_not_belong_together(prefix: str, tmp_path: Path) -> None:
+    """Else coordinates or bases would be those of other data."""
+    with pytest.raises(ValueError, match="is not the one that"):
+        Dataset(prefix, write_tokenizer(tmp_path / "other.json"))
+    stem = prefix.removesuffix("_train")
+    with pytest.raises(ValueError, match="give .*_train or _valid"):
+        Dataset(stem)
+    path = Path(f"{stem}.json")
+    manifest = json.loads(path.read_text())
+    manifest["documents"]["train"].reverse()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="lists other documents than"):
+        Dataset(prefix)
+    for broken in ("{", "[]", '{"tokenizer": 1}'):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match="must be the manifest"):
+            Dataset(prefix)
+    small = tmp_path / "1.json"
+    write_kmer_tokenizer(1, small)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"holds id \d+, outside the tokenizer's vocabulary"):
+        _ = Dataset(prefix, small).gc
+    Path(f"{prefix}.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="is damaged"):
+        Dataset(prefix, small)
+
+
+def test_coverage() -> None:
+    """Each base counted, on a small contig with documents that overlap and lie on both strands."""
+    rng = np.random.default_rng(0)
+    bounds = np.sort(rng.integers(0, 1_001, (30, 2)), axis=1)
+    depth = np.zeros(1_001)
+    for start, end in bounds:
+        depth[start:end] += 1
+    origins = [Origin("a", int(start), int(end), "+") for start, end in bounds]
+    covered = measure_coverage(origins, 1_001, 100)
+    want = [depth[start : min(start + 100, 1_001)].mean() for start in range(0, 1_001, 100)]
+    assert covered == pytest.approx(np.array(want))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the tool."""
+    command = [sys.executable, str(ROOT / "tools/inspect_dataset.py"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=child_environment(), check=False
+    )
+
+
+def test_command_line(prefix: str, tmp_path: Path, contigs: dict[str, str]) -> None:
+    picture = tmp_path / "report.png"
+    done = run(prefix, "--plot", str(picture))
+    assert (done.returncode, done.stderr) == (0, "")
+    dataset = Dataset(prefix)
+    for said in (f"{dataset.tokens.num_tokens:,}", f"{dataset.num_bases:,}", f"{dataset.gc:.2%}"):
+        assert said in done.stdout
+    assert imread(picture).shape[2] == 4
+    done = run(prefix, "--document", "1", "--start", "5", "--length", "60")
+    heading, *lines = done.stdout.splitlines()
+    window = dataset.decode(1, 5, 60)
+    assert heading == f">document 1 tokens 5-65 {window.origin}"
+    assert "".join(lines) == window.bases
+    done = run(prefix, "--window", "0", "--length", "10")
+    assert done.stdout.startswith(">document 0 tokens 0-10 a:")
+    done = run(str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
