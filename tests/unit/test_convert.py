@@ -14,7 +14,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from megatron_dna.checkpoint.sharded import TrainState, save_checkpoint
 from megatron_dna.config import Config, load_config
-from megatron_dna.hf.convert import qkv_by_kind, to_hugging_face
+from megatron_dna.hf.convert import to_hugging_face
+from megatron_dna.hf.weights import qkv_by_kind
 from megatron_dna.model.encoder import DnaBert, build_model
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import setup_platform
