@@ -19,7 +19,12 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import ModernBertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from megatron_dna.checkpoint.reader import WeightReader, read_config
 from megatron_dna.checkpoint.state import TrainState
@@ -30,7 +35,7 @@ from megatron_dna.hf.architecture import hf_config, read_hf_config, training_con
 from megatron_dna.hf.card import model_card
 from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM
 from megatron_dna.hf.shards import ShardReader, parse_size, write_shards
-from megatron_dna.hf.weights import WeightRule, weight_rules
+from megatron_dna.hf.weights import weight_rules
 from megatron_dna.model.encoder import padded_vocab_size
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
@@ -78,11 +83,8 @@ def to_hugging_face(
     theirs = hf_config(config, dna_tokenizer, rows)
     theirs.dtype = DTYPES[dtype]
     has_memory = isinstance(theirs, RmtConfig)
-    with torch.device("meta"):
-        empty = RmtForMaskedLM(theirs) if has_memory else ModernBertForMaskedLM(theirs)
     rules = {rule.hf_name: rule for rule in weight_rules(config.model, rows, has_memory)}
-    shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
-    del shapes[TIED]
+    shapes = _shapes(theirs)
     assert shapes.keys() == rules.keys(), f"no rule: {sorted(shapes.keys() ^ rules.keys())}"
     with _made_whole(output) as partial:
         weights = WeightReader(checkpoint)
@@ -97,8 +99,8 @@ def to_hugging_face(
             shutil.copyfile(modeling_rmt.__file__, partial / "modeling_rmt.py")
             max_length = config.memory.max_n_segments * (max_length - 2) + 2
         hf_tokenizer(tokenizer_path, max_length).save_pretrained(partial)
-        assert isinstance(empty, PreTrainedModel)
-        (partial / "README.md").write_text(model_card(checkpoint, config, empty), encoding="utf-8")
+        card = model_card(checkpoint, config, _empty_model(theirs))
+        (partial / "README.md").write_text(card, encoding="utf-8")
     logger.info("wrote %s", output)
 
 
@@ -140,7 +142,7 @@ def from_hugging_face(model: Path, output: Path, tokenizer: Path | None = None) 
     weights = ShardReader(model)
     rules = weight_rules(config.model, theirs.vocab_size, isinstance(theirs, RmtConfig))
     by_key = {rule.key: rule for rule in rules}
-    _check_weights(model, weights, by_key)
+    _check_weights(model, weights, theirs)
 
     def read(key: str) -> Tensor:
         return by_key[key].from_hf(weights.read(by_key[key].hf_name).to(torch.float32))
@@ -160,7 +162,7 @@ def from_hugging_face(model: Path, output: Path, tokenizer: Path | None = None) 
 
 
 def _config_of_start(
-    model: Path, output: Path, theirs: modeling_rmt.ModernBertConfig, num_tokens: int
+    model: Path, output: Path, theirs: ModernBertConfig, num_tokens: int
 ) -> Config:
     """The options with the model's shape; spare rows of the embedding are kept."""
     config = training_config(model, theirs, Config())
@@ -185,16 +187,37 @@ def _check_tokenizer(model: Path, path: Path, vocab_size: int) -> None:
         )
 
 
-def _check_weights(model: Path, weights: ShardReader, by_key: dict[str, WeightRule]) -> None:
-    """Refuse a folder whose tensors are not those of the architecture."""
-    names = {rule.hf_name for rule in by_key.values()}
-    missing, more = names - weights.shapes.keys(), weights.shapes.keys() - names - {TIED}
-    for what, those in (("lacks", missing), ("also has", more)):
-        if those:
+def _check_weights(model: Path, weights: ShardReader, theirs: ModernBertConfig) -> None:
+    """Refuse a folder whose tensors are not those of its configuration."""
+    wanted = _shapes(theirs)
+    for what, names in (
+        ("lacks", wanted.keys() - weights.shapes.keys()),
+        ("also has", weights.shapes.keys() - wanted.keys() - {TIED}),
+    ):
+        if names:
             raise ValueError(
-                f"--model ({model}) {what} {sorted(those)[0]} ({len(those)} such tensors); it must "
-                "hold a masked language model, head included and nothing else"
+                f"--model ({model}) {what} {min(names)} ({len(names)} such tensors); it must hold "
+                "a masked language model, head included and nothing else"
             )
+    for name, shape in wanted.items():
+        if weights.shapes[name] != shape:
+            raise ValueError(
+                f"--model ({model}): {name} has shape {list(weights.shapes[name])}, config.json "
+                f"asks for {list(shape)}"
+            )
+
+
+def _shapes(theirs: ModernBertConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in a model's files, by transformers' own word."""
+    state = _empty_model(theirs).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items() if name != TIED}
+
+
+def _empty_model(theirs: ModernBertConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        if isinstance(theirs, RmtConfig):
+            return RmtForMaskedLM(theirs)
+        return ModernBertForMaskedLM(theirs)
 
 
 @contextlib.contextmanager

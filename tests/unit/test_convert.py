@@ -12,43 +12,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from megatron_dna.checkpoint.sharded import TrainState, save_checkpoint
-from megatron_dna.config import Config, load_config
+from megatron_dna.config import Config
 from megatron_dna.hf.convert import to_hugging_face
 from megatron_dna.hf.weights import qkv_by_kind
-from megatron_dna.model.encoder import DnaBert, build_model
+from megatron_dna.model.encoder import DnaBert
 from megatron_dna.parallel import topology
-from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-from tests.unit.data_files import write_tokenizer
-
-SEQ = 40
+from tests.unit.trained_model import SEQ, save_trained
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Config, DnaBert]:
     """A checkpoint folder, its options, and the model that is in it."""
-    folder = tmp_path_factory.mktemp("run")
-    tokenizer = write_tokenizer(folder / "tokenizer.json")
-    config = load_config(
-        None,
-        [
-            "model.num_layers=4", "model.hidden_size=32", "model.ffn_hidden_size=48",
-            "model.num_attention_heads=4", "model.init_method_std=0.2", "model.norm_bias=true",
-            "model.global_attn_every_n_layers=3", "model.local_attention=8",
-            "train.precision=fp32", f"data.segment_size={SEQ}", f"data.tokenizer={tokenizer}",
-            f"data.train=[{{prefix: {folder}/d_train}}]",
-        ],
-    )  # fmt: skip
-    place = topology.initialize(config, setup_platform("cpu"))
-    vocab = DnaTokenizer.from_file(tokenizer).vocab_size
-    model = build_model(config, vocab, place.groups, "local", torch.device("cpu")).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
-    path = save_checkpoint(folder / "checkpoints", model, None, TrainState(iteration=7), config)
-    yield path, config, model
+    yield save_trained(tmp_path_factory.mktemp("run"))
     topology.shutdown()
 
 
