@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from megatron_dna.config import Config
 from megatron_dna.hf.convert import to_hugging_face
@@ -65,6 +73,37 @@ def test_fill_mask_pipeline_runs(converted: Path):
     answers = fill("ACGTACGT[MASK]ACGTTTGA")
     assert len(answers) == 5
     assert all(0 < answer["score"] < 1 for answer in answers)
+
+
+def test_save_and_load_keep_logits_bit_for_bit(converted: Path, tmp_path: Path):
+    model = AutoModelForMaskedLM.from_pretrained(converted).eval()
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "again").eval()
+    input_ids = torch.randint(0, 27, (2, SEQ))
+    with torch.no_grad():
+        first, second = (each(input_ids=input_ids).logits for each in (model, again))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("auto", "per_token"),
+    [(AutoModelForSequenceClassification, False), (AutoModelForTokenClassification, True)],
+)
+def test_trainer_fine_tunes(converted: Path, tmp_path: Path, auto, per_token: bool):
+    model = auto.from_pretrained(converted, num_labels=3)
+    before = model.get_input_embeddings().weight.detach().clone()
+    inputs = AutoTokenizer.from_pretrained(converted)("ACGTTGCA" * 4)
+    label = [1] * len(inputs["input_ids"]) if per_token else 1
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            tmp_path, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
+            save_strategy="no",
+        ),
+        train_dataset=[inputs | {"labels": label}] * 4,
+    )  # fmt: skip
+    assert trainer.train().global_step == 2
+    assert not torch.equal(model.get_input_embeddings().weight, before)
 
 
 def test_bf16_halves_the_weights(trained, tmp_path: Path):
