@@ -68,9 +68,7 @@ class WeightReader:
             folders.check_digest(self._folder, name, record)
         self._stored = read_shapes(self._folder)
         self.shapes = {
-            name: shape
-            for name, shape in self._stored.items()
-            if not name.startswith("optimizer.")
+            name: shape for name, shape in self._stored.items() if not name.startswith("optimizer.")
         }
 
     def read(self, name: str) -> torch.Tensor:

@@ -24,9 +24,9 @@ with torch.no_grad():
 
 
 _MEMORY_NOTE = """\
-Longer input is read segment by segment; memory tokens carry what was read. `modeling_rmt.py` in this
-folder, a thin layer over `ModernBertModel`, says how, and how to stream what does not fit into
-memory."""
+Longer input is read segment by segment; memory tokens carry what was read. `modeling_rmt.py` in
+this folder, a thin layer over `ModernBertModel`, says how, and how to stream what does not fit
+into memory."""
 
 
 def model_card(checkpoint: Path, config: Config, model: PreTrainedModel) -> str:

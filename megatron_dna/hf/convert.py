@@ -117,8 +117,8 @@ def _rows_to_write(wanted: int | None, tokens: int, config: Config) -> int:
 def from_hugging_face(model: Path, output: Path, tokenizer: Path | None = None) -> Path:
     """Write a `ModernBertForMaskedLM` or exported RMT folder as the start of a run.
 
-    `output` gets config.yaml (the model's shape, `checkpoint.load` of these weights), tokenizer.json
-    and checkpoints/iter_0000000, weights only, for any TP and PP.
+    `output` gets config.yaml (the model's shape, `checkpoint.load` of these weights),
+    tokenizer.json and checkpoints/iter_0000000, weights only, for any TP and PP.
 
     Args:
         model: a folder with config.json and safetensors.

@@ -129,8 +129,8 @@ def _files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         raise ValueError(
-            f"--model ({folder}) has neither {SINGLE} nor {INDEX}; save the model with transformers' "
-            "save_pretrained first"
+            f"--model ({folder}) has neither {SINGLE} nor {INDEX}; save the model with "
+            "transformers' save_pretrained first"
         )
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
