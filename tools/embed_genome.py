@@ -70,7 +70,12 @@ def _embed(args: argparse.Namespace) -> None:
     model = StreamModel(args.model, device, dtype)
     options = EmbedOptions(args.resolution, args.pool, args.layer, args.batch_size)
     with tqdm(unit="bp", unit_scale=True, disable=None) as bar:
-        embed_genome(model, args.fasta, args.output, options, progress=bar.update)
+
+        def show(bases: int, total: int) -> None:
+            bar.total = total
+            bar.update(bases)
+
+        embed_genome(model, args.fasta, args.output, options, progress=show)
 
 
 if __name__ == "__main__":

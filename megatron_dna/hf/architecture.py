@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,12 +125,13 @@ def training_config(folder: Path, hf: ModernBertConfig, base: Config) -> Config:
     Raises:
         ValueError: the layers' kinds or their positions are of another pattern.
     """
-    types, ropes = hf.layer_types, hf.rope_parameters
-    assert types is not None
-    assert ropes is not None
+    assert hf.layer_types is not None
+    assert hf.rope_parameters is not None
+    types = list(hf.layer_types)
+    ropes: dict[str, dict[str, Any]] = {**hf.rope_parameters}
     every = next((i for i, kind in enumerate(types) if i and kind == "full_attention"), len(types))
     pattern = ["sliding_attention" if i % every else "full_attention" for i in range(len(types))]
-    if list(types) != pattern:
+    if types != pattern:
         raise ValueError(
             f"--model ({folder}): layer_types must be full_attention at every n-th layer from the "
             f"first on and sliding_attention between, not {', '.join(types)}"
@@ -142,7 +142,6 @@ def training_config(folder: Path, hf: ModernBertConfig, base: Config) -> Config:
                 f"--model ({folder}): rope_type of {kind} ({ropes[kind].get('rope_type')}) must be "
                 "default: scaled positions cannot be trained here"
             )
-    theta: Callable[[str], float] = lambda kind: float(ropes[kind]["rope_theta"])  # noqa: E731
     model = ModelConfig(
         num_layers=hf.num_hidden_layers,
         hidden_size=hf.hidden_size,
@@ -152,8 +151,8 @@ def training_config(folder: Path, hf: ModernBertConfig, base: Config) -> Config:
         norm_bias=hf.norm_bias,
         global_attn_every_n_layers=every,
         local_attention=hf.local_attention,
-        global_rope_theta=theta("full_attention"),
-        local_rope_theta=theta("sliding_attention"),
+        global_rope_theta=float(ropes["full_attention"]["rope_theta"]),
+        local_rope_theta=float(ropes["sliding_attention"]["rope_theta"]),
         init_method_std=hf.initializer_range,
     )
     memory, segment_size = base.memory, hf.max_position_embeddings

@@ -36,7 +36,7 @@ from transformers.models.modernbert.modeling_modernbert import (
     ModernBertPredictionHead,
     ModernBertPreTrainedModel,
 )
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 STRAIGHT_THROUGH_SLOPE = 1.5
 """`binary` passes back the gradient of tanh(1.5 h)."""

@@ -91,7 +91,7 @@ def _write_file(
         for name, shape in shapes.items():
             tensor = read(name).to(dtype).contiguous()
             assert tuple(tensor.shape) == tuple(shape), f"{name}: {tensor.shape} is not {shape}"
-            stream.write(memoryview(tensor.view(torch.uint8).numpy().reshape(-1)))
+            stream.write(tensor.view(torch.uint8).numpy().reshape(-1).data)
 
 
 class ShardReader:
@@ -121,7 +121,8 @@ class ShardReader:
     def read(self, name: str) -> Tensor:
         """One tensor in memory of its own: the file is not kept mapped."""
         with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name).clone()
+            tensor: Tensor = file.get_tensor(name).clone()
+        return tensor
 
 
 def _files(folder: Path) -> list[Path]:

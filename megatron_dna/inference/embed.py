@@ -56,7 +56,7 @@ def embed_genome(
     output: Path,
     options: EmbedOptions,
     save_interval_s: float = 60.0,
-    progress: Callable[[int], None] = lambda bases: None,
+    progress: Callable[[int, int], None] = lambda bases, total: None,
 ) -> None:
     """Embed all contigs of a FASTA file.
 
@@ -66,7 +66,7 @@ def embed_genome(
         output: folder; one of an unfinished run is gone on with.
         options: what to compute.
         save_interval_s: seconds between two saved states.
-        progress: told the bases that are done since its last call.
+        progress: told the bases that are done since its last call, and those of the genome.
 
     Raises:
         ValueError: a bad option or file, or a folder of another run or a finished one.
@@ -112,9 +112,14 @@ class _Run:
         lanes, waiting = self._restore(saved) if saved else (None, None)
         self.stream = GenomeStream(model, genome, options.batch_size, options.layer, waiting, lanes)
 
-    def go(self, save_interval_s: float, progress: Callable[[int], None]) -> None:
+    def go(self, save_interval_s: float, progress: Callable[[int, int], None]) -> None:
         """Read on to the end."""
         saved_at = time.monotonic()
+        lengths = self.genome.lengths
+        total = sum(lengths.values())
+        ahead = sum(lengths[contig] for contig in self.stream.waiting)
+        ahead += sum(lengths[lane.contig] - lane.position.base for lane in self.stream.lanes)
+        progress(total - ahead, total)
         for batch in self.stream:
             self._finish_contigs()
             for read in batch:
@@ -125,7 +130,7 @@ class _Run:
                         segment.starts, segment.ends, read.states.numpy()
                     ),
                 )
-                progress(int(segment.ends[-1] - segment.starts[0]))
+                progress(int(segment.ends[-1] - segment.starts[0]), total)
             if time.monotonic() - saved_at >= save_interval_s:
                 self._save()
                 saved_at = time.monotonic()

@@ -40,11 +40,13 @@ class Genome:
         """
         if not path.is_file():
             raise ValueError(f"--fasta ({path}) is not a file")
-        indices = [str(index_folder / f"genome{ending}") for ending in (".fai", ".gzi")]
+        fai, gzi = (index_folder / f"genome{ending}" for ending in (".fai", ".gzi"))
         try:
-            pysam.faidx(str(path), "--fai-idx", indices[0], "--gzi-idx", indices[1])
+            pysam.faidx(str(path), "--fai-idx", str(fai), "--gzi-idx", str(gzi))
             self._file = pysam.FastaFile(
-                str(path), filepath_index=indices[0], filepath_index_compressed=indices[1]
+                str(path),
+                filepath_index=str(fai),
+                filepath_index_compressed=str(gzi) if gzi.exists() else None,
             )
         except (pysam.SamtoolsError, OSError, ValueError) as error:
             raise ValueError(
