@@ -128,7 +128,7 @@ def training_config(folder: Path, hf: ModernBertConfig, base: Config) -> Config:
     assert hf.layer_types is not None
     assert hf.rope_parameters is not None
     types = list(hf.layer_types)
-    ropes: dict[str, dict[str, Any]] = {**hf.rope_parameters}
+    ropes: dict[str, dict[str, Any]] = {k: v for k, v in hf.rope_parameters.items()}  # noqa: C416
     every = next((i for i, kind in enumerate(types) if i and kind == "full_attention"), len(types))
     pattern = ["sliding_attention" if i % every else "full_attention" for i in range(len(types))]
     if types != pattern:

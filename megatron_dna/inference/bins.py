@@ -60,7 +60,7 @@ class Bins:
             np.add.at(totals, row, states[token] * bases[:, None].astype(np.float32))
         else:
             np.maximum.at(totals, row, states[token])
-        weights = np.bincount(row, bases, len(numbers))
+        weights = np.bincount(row, bases, len(numbers)).astype(np.float64)
         return self._close(numbers, totals, weights)
 
     def _close(
@@ -86,4 +86,6 @@ class Bins:
         return numbers, self._finish(self.open.total[None], np.array([self.open.weight]))
 
     def _finish(self, totals: Floats, weights: npt.NDArray[np.float64]) -> Floats:
-        return totals / weights[:, None].astype(np.float32) if self.pool == "mean" else totals
+        if self.pool == "max":
+            return totals
+        return (totals / weights[:, None]).astype(np.float32)

@@ -214,7 +214,7 @@ class _Run:
 
         path = self.output / STORE
         if path.exists():
-            self.store = zarr.open_group(path, mode="r+")
+            self.store: Any = zarr.open_group(path, mode="r+")
             if self.store.attrs.get("about") != about or self.store.attrs.get("complete"):
                 raise ValueError(
                     f"--output ({self.output}) holds a finished store, or one of another model, "

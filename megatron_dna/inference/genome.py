@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pysam
+import pysam.utils
 
 from megatron_dna.genome.sequence import MIN_GAP_LENGTH, clean_sequence, find_stretches
 from megatron_dna.tokenizer.bpe import DnaTokenizer
@@ -48,7 +49,7 @@ class Genome:
                 filepath_index=str(fai),
                 filepath_index_compressed=str(gzi) if gzi.exists() else None,
             )
-        except (pysam.SamtoolsError, OSError, ValueError) as error:
+        except (pysam.utils.SamtoolsError, OSError, ValueError) as error:
             raise ValueError(
                 f"--fasta ({path}) cannot be indexed: it must be FASTA, plain or compressed with "
                 "bgzip (not gzip), each contig with lines of one length"

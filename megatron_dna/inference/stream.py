@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ class StreamModel:
         self.tokenizer = DnaTokenizer.from_file(folder / "tokenizer.json")
         self.has_memory = isinstance(config, RmtConfig)
         kind = RmtModel if self.has_memory else ModernBertModel
-        self.model = kind.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self.model: Any = kind.from_pretrained(folder, dtype=dtype)
+        self.model.to(device).eval()
         self.device = device
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
