@@ -50,19 +50,43 @@ def read_train_state(checkpoint: str | Path) -> TrainState:
         ) from error
 
 
+class WeightReader:
+    """The model's whole tensors by name, read one at a time: fp32, in their most exact copy.
+
+    Attributes:
+        shapes: whole shape of every tensor of the model.
+    """
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        """Verify the checkpoint and read its index.
+
+        Raises:
+            CheckpointError: the checkpoint is incomplete, damaged or unsafe.
+        """
+        self._folder = Path(checkpoint)
+        for name, record in folders.check_sizes(self._folder, required=REQUIRED).items():
+            folders.check_digest(self._folder, name, record)
+        self._stored = read_shapes(self._folder)
+        self.shapes = {
+            name: shape for name, shape in self._stored.items() if not name.startswith("optimizer.")
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        tensor = torch.empty(self.shapes[name])
+        torch_checkpoint.load(
+            {best_weight_key(name, self._stored): tensor},
+            storage_reader=torch_checkpoint.FileSystemReader(self._folder),
+            no_dist=True,
+        )
+        return tensor
+
+
 def read_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """The model's whole tensors by name, fp32 on the CPU, in their most exact copy.
+    """All of them at once.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or unsafe.
     """
-    folder = Path(checkpoint)
-    for name, record in folders.check_sizes(folder, required=REQUIRED).items():
-        folders.check_digest(folder, name, record)
-    shapes = read_shapes(folder)
-    names = [name for name in shapes if not name.startswith("optimizer.")]
-    sources = {name: best_weight_key(name, shapes) for name in names}
-    tensors = {source: torch.empty(shapes[source]) for source in sources.values()}
-    reader = torch_checkpoint.FileSystemReader(folder)
-    torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
-    return {name: tensors[source] for name, source in sources.items()}
+    reader = WeightReader(checkpoint)
+    return {name: reader.read(name) for name in reader.shapes}

@@ -12,15 +12,12 @@ without the distributed optimizer, and in bf16 and fp32, so a run may change eit
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import megatron.core
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
@@ -51,16 +48,15 @@ from megatron_dna.checkpoint.optimizer_state import (
     to_save,
 )
 from megatron_dna.checkpoint.reader import (
-    COMMON,
     CONFIG,
     REQUIRED,
-    TRAIN_STATE,
     read_config,
     read_train_state,
     read_weights,
 )
 from megatron_dna.checkpoint.state import TrainState
-from megatron_dna.config import Config, to_yaml
+from megatron_dna.checkpoint.writer import add_plain_files, facts
+from megatron_dna.config import Config
 
 __all__ = [
     "CheckpointError",
@@ -119,15 +115,10 @@ def _write_checkpoint(
     dist_checkpointing.save(
         _tensors_to_save(model, optimizer), str(temporary), _WriteInProcess("torch_dist", 1)
     )
-    names = on_first_rank(lambda: _add_plain_files(temporary, state, config))
+    names = on_first_rank(lambda: add_plain_files(temporary, state, config))
     mine = names[dist.get_rank() :: dist.get_world_size()]
     records = on_every_rank(lambda: {name: folders.record_file(temporary / name) for name in mine})
-    about = {
-        "optimizer_step": 0 if optimizer is None else get_step(optimizer),
-        "has_optimizer": optimizer is not None,
-        "torch": torch.__version__,
-        "megatron_core": megatron.core.__version__,
-    }
+    about = facts(0 if optimizer is None else get_step(optimizer), optimizer is not None)
 
     def publish() -> Path:
         files = {name: record for part in records for name, record in part.items()}
@@ -136,18 +127,6 @@ def _write_checkpoint(
         return final
 
     return on_first_rank(publish)
-
-
-def _add_plain_files(temporary: Path, state: TrainState, config: Config) -> list[str]:
-    """Write what is not a tensor, and list all files."""
-    folders.write_text(temporary / CONFIG, to_yaml(config))
-    folders.write_text(temporary / TRAIN_STATE, json.dumps(state.to_dict(), indent=1) + "\n")
-    if not (temporary / COMMON).exists():  # Megatron-Core 0.19 has another place for it
-        with (temporary / COMMON).open("wb") as stream:
-            torch.save({}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-    return folders.list_files(temporary)
 
 
 def _tensors_to_save(

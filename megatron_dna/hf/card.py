@@ -16,16 +16,23 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForMaskedLM.from_pretrained("{folder}")
+model = AutoModelForMaskedLM.from_pretrained("{folder}"{remote_code})
 inputs = tokenizer("ACGTTGCA" * 20, return_tensors="pt")  # upper case
 with torch.no_grad():
     logits = model(**inputs).logits
 ```"""
 
 
+_MEMORY_NOTE = """\
+Longer input is read segment by segment; memory tokens carry what was read. `modeling_rmt.py` in
+this folder, a thin layer over `ModernBertModel`, says how, and how to stream what does not fit
+into memory."""
+
+
 def model_card(checkpoint: Path, config: Config, model: PreTrainedModel) -> str:
     """Markdown with Hugging Face's metadata header."""
-    shape = config.model
+    shape, memory = config.model, config.memory
+    has_memory = memory.num_mem_tokens > 0
     sources = [line for source in config.data.train for line in _source_lines(source)]
     return "\n".join(
         [
@@ -47,12 +54,21 @@ def model_card(checkpoint: Path, config: Config, model: PreTrainedModel) -> str:
             f"{shape.num_attention_heads} |",
             f"| GeGLU width | {shape.ffn_hidden_size} |",
             f"| vocabulary | {model.config.vocab_size} BPE tokens |",
-            f"| trained length | {config.seq_length} tokens |",
+            f"| segment | {config.data.segment_size} tokens, [CLS] and [SEP] included |",
+            *(
+                [
+                    f"| memory | {memory.num_mem_tokens} tokens, update `{memory.update}` |",
+                    f"| trained length | {memory.max_n_segments} segments |",
+                ]
+                if has_memory
+                else []
+            ),
             "",
             "## Use",
             "",
-            _USAGE.format(folder="."),
+            _USAGE.format(folder=".", remote_code=", trust_remote_code=True" if has_memory else ""),
             "",
+            *([_MEMORY_NOTE, ""] if has_memory else []),
             "## Training data",
             "",
             *(sources or ["Not recorded."]),

@@ -1,126 +1,239 @@
-"""Checkpoints of this package as Hugging Face models.
+"""Checkpoints of this package as Hugging Face models, and the way back.
 
-The plain encoder is exactly `transformers.ModernBertForMaskedLM`, so the result loads with no
-remote code. Every weight is one row of a table: its Hugging Face name, its key in the checkpoint,
-and how the one layout becomes the other.
+The plain encoder is exactly `transformers.ModernBertForMaskedLM`, so it loads with no remote code.
+With memory the folder brings its own `modeling_rmt.py`. Weights pass one by one: a conversion needs
+memory for the largest tensor, not for the model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from megatron_dna.checkpoint.reader import read_config, read_weights
-from megatron_dna.config import Config, ConfigError, ModelConfig
+from megatron_dna.checkpoint.reader import WeightReader, read_config
+from megatron_dna.checkpoint.state import TrainState
+from megatron_dna.checkpoint.writer import write_weights
+from megatron_dna.config import Config, to_yaml
+from megatron_dna.hf import modeling_rmt
+from megatron_dna.hf.architecture import hf_config, read_hf_config, training_config
 from megatron_dna.hf.card import model_card
-from megatron_dna.model.layers import is_local_layer
+from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM
+from megatron_dna.hf.shards import ShardReader, parse_size, write_shards
+from megatron_dna.hf.weights import weight_rules
+from megatron_dna.model.encoder import padded_vocab_size
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+TIED = "decoder.weight"
+"""The decoder's matrix: the token embedding's, so in no file of ours."""
 
-@dataclass(frozen=True)
-class WeightRule:
-    """One weight in both worlds."""
-
-    hf_name: str
-    """Name in `ModernBertForMaskedLM.state_dict()`."""
-    key: str
-    """Key in the checkpoint."""
-    to_hf: Callable[[Tensor], Tensor]
-    """From the checkpoint's layout to Hugging Face's."""
+_ALIGNMENT = 128
+"""Rows of an embedding that has more than the tokenizer needs are padded to a multiple of this."""
 
 
-def weight_rules(model: ModelConfig, vocab_size: int) -> Iterator[WeightRule]:
-    """The table: every weight of the plain encoder once (the decoder is tied)."""
+def to_hugging_face(
+    checkpoint: Path,
+    output: Path,
+    dtype: str = "fp32",
+    tokenizer: Path | None = None,
+    max_shard_size: str = "5GB",
+    vocab_size: int | None = None,
+) -> None:
+    """Write `checkpoint` as a folder that AutoModelForMaskedLM and AutoTokenizer load.
 
-    def same(weight: Tensor) -> Tensor:
-        return weight
-
-    def without_padding_ids(weight: Tensor) -> Tensor:
-        return weight[:vocab_size].clone()
-
-    def qkv(weight: Tensor) -> Tensor:
-        return qkv_by_kind(weight, model.num_attention_heads)
-
-    def norm(hf_name: str, prefix: str) -> Iterator[WeightRule]:
-        for part in ("weight", "bias") if model.norm_bias else ("weight",):
-            yield WeightRule(f"{hf_name}.{part}", f"{prefix}{part}", same)
-
-    embedding = "embedding.word_embeddings.weight"
-    yield WeightRule("model.embeddings.tok_embeddings.weight", embedding, without_padding_ids)
-    yield from norm("model.embeddings.norm", "embedding.norm.")
-    for i in range(model.num_layers):
-        ours, theirs = f"decoder.layers.{i}", f"model.layers.{i}"
-        attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
-        if i > 0:
-            yield from norm(f"{theirs}.attn_norm", f"{attention}.linear_qkv.layer_norm_")
-        yield WeightRule(f"{theirs}.attn.Wqkv.weight", f"{attention}.linear_qkv.weight", qkv)
-        yield WeightRule(f"{theirs}.attn.Wo.weight", f"{attention}.linear_proj.weight", same)
-        yield from norm(f"{theirs}.mlp_norm", f"{mlp}.linear_fc1.layer_norm_")
-        yield WeightRule(f"{theirs}.mlp.Wi.weight", f"{mlp}.linear_fc1.weight", same)
-        yield WeightRule(f"{theirs}.mlp.Wo.weight", f"{mlp}.linear_fc2.weight", same)
-    yield from norm("model.final_norm", "decoder.final_layernorm.")
-    yield WeightRule("head.dense.weight", "head.dense.weight", same)
-    yield from norm("head.norm", "head.norm.")
-    yield WeightRule("decoder.bias", "output_layer.bias", without_padding_ids)
-
-
-def qkv_by_kind(weight: Tensor, num_heads: int) -> Tensor:
-    """Reorder rows from Megatron's (q, k, v of head 0, of head 1, ...) to (all q, all k, all v).
+    Written beside `output` and moved into place when complete.
 
     Args:
-        weight: [3 * hidden, hidden].
-        num_heads: attention heads.
+        checkpoint: an `iter_...` folder.
+        output: folder to make; must not exist yet.
+        dtype: `fp32` or `bf16`.
+        tokenizer: tokenizer.json, if it is no longer where the run's config says.
+        max_shard_size: of one safetensors file, such as `5GB`.
+        vocab_size: rows of the embedding to write; None is the tokenizer's number of tokens.
+
+    Raises:
+        ValueError: the checkpoint, the tokenizer or the output folder cannot be used.
     """
-    hidden = weight.shape[1]
-    by_head = weight.view(num_heads, 3, hidden // num_heads, hidden)
-    return by_head.transpose(0, 1).reshape(3 * hidden, hidden)
+    shard_bytes = parse_size(max_shard_size)
+    config = read_config(checkpoint)
+    tokenizer_path = tokenizer or Path(config.data.tokenizer)
+    if not tokenizer_path.is_file():
+        raise ValueError(f"tokenizer ({tokenizer_path}) is not a file; name it with --tokenizer")
+    dna_tokenizer = DnaTokenizer.from_file(tokenizer_path)
+    rows = _rows_to_write(vocab_size, dna_tokenizer.vocab_size, config)
+    theirs = hf_config(config, dna_tokenizer, rows)
+    theirs.dtype = DTYPES[dtype]
+    has_memory = isinstance(theirs, RmtConfig)
+    rules = {rule.hf_name: rule for rule in weight_rules(config.model, rows, has_memory)}
+    shapes = _shapes(theirs)
+    assert shapes.keys() == rules.keys(), f"no rule: {sorted(shapes.keys() ^ rules.keys())}"
+    with _made_whole(output) as partial:
+        weights = WeightReader(checkpoint)
+
+        def read(name: str) -> Tensor:
+            return rules[name].to_hf(weights.read(rules[name].key))
+
+        write_shards(partial, shapes, read, DTYPES[dtype], shard_bytes)
+        theirs.save_pretrained(partial)
+        max_length = config.data.segment_size
+        if has_memory:
+            shutil.copyfile(modeling_rmt.__file__, partial / "modeling_rmt.py")
+            max_length = config.memory.max_n_segments * (max_length - 2) + 2
+        hf_tokenizer(tokenizer_path, max_length).save_pretrained(partial)
+        card = model_card(checkpoint, config, _empty_model(theirs))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    logger.info("wrote %s", output)
 
 
-def modernbert_config(config: Config, tokenizer: DnaTokenizer) -> ModernBertConfig:
-    """The same architecture in transformers' terms."""
-    model = config.model
-    layer_types = [
-        "sliding_attention" if is_local_layer(model, layer) else "full_attention"
-        for layer in range(model.num_layers)
-    ]
-    return ModernBertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        max_position_embeddings=config.seq_length,
-        initializer_range=model.init_method_std,
-        norm_eps=model.norm_eps,
-        norm_bias=model.norm_bias,
-        layer_types=layer_types,
-        global_attn_every_n_layers=model.global_attn_every_n_layers,  # type: ignore[call-arg]
-        local_attention=model.local_attention,
-        rope_parameters={
-            "full_attention": {"rope_type": "default", "rope_theta": model.global_rope_theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": model.local_rope_theta},
-        },
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_id,
-        cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id,
-        bos_token_id=tokenizer.cls_id,
-        eos_token_id=tokenizer.sep_id,
-    )
+def _rows_to_write(wanted: int | None, tokens: int, config: Config) -> int:
+    stored = padded_vocab_size(tokens, config.model.make_vocab_size_divisible_by)
+    if wanted is not None and not tokens <= wanted <= stored:
+        raise ValueError(
+            f"--vocab-size ({wanted}) must be between {tokens}, the tokenizer's, and {stored}, "
+            "the rows in the checkpoint"
+        )
+    return wanted or tokens
+
+
+def from_hugging_face(model: Path, output: Path, tokenizer: Path | None = None) -> Path:
+    """Write a `ModernBertForMaskedLM` or exported RMT folder as the start of a run.
+
+    `output` gets config.yaml (the model's shape, `checkpoint.load` of these weights),
+    tokenizer.json and checkpoints/iter_0000000, weights only, for any TP and PP.
+
+    Args:
+        model: a folder with config.json and safetensors.
+        output: folder to make; must not exist yet.
+        tokenizer: tokenizer.json; None takes the model folder's.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: another architecture, a tokenizer that is not the model's or not of GENA's kind,
+            weights that are missing or damaged.
+    """
+    theirs = read_hf_config(model)
+    tokenizer_path = tokenizer or model / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise ValueError(f"tokenizer ({tokenizer_path}) is not a file; name it with --tokenizer")
+    _check_tokenizer(model, tokenizer_path, theirs.vocab_size)
+    dna_tokenizer = DnaTokenizer.from_file(tokenizer_path)
+    config = _config_of_start(model, output, theirs, dna_tokenizer.vocab_size)
+    weights = ShardReader(model)
+    rules = weight_rules(config.model, theirs.vocab_size, isinstance(theirs, RmtConfig))
+    by_key = {rule.key: rule for rule in rules}
+    _check_weights(model, weights, theirs)
+
+    def read(key: str) -> Tensor:
+        return by_key[key].from_hf(weights.read(by_key[key].hf_name).to(torch.float32))
+
+    shapes = {
+        key: tuple(rule.from_hf(torch.empty(weights.shapes[rule.hf_name], device="meta")).shape)
+        for key, rule in by_key.items()
+    }
+    with _made_whole(output) as partial:
+        state = TrainState(tokenizer_sha256=dna_tokenizer.sha256)
+        written = write_weights(partial / "checkpoints", shapes, read, state, config)
+        shutil.copyfile(tokenizer_path, partial / "tokenizer.json")
+        start = replace(config, checkpoint=replace(config.checkpoint, load=str(output.resolve())))
+        (partial / "config.yaml").write_text(to_yaml(start), encoding="utf-8")
+    logger.info("wrote %s", output)
+    return output / written.relative_to(partial)
+
+
+def _config_of_start(
+    model: Path, output: Path, theirs: ModernBertConfig, num_tokens: int
+) -> Config:
+    """The options with the model's shape; spare rows of the embedding are kept."""
+    config = training_config(model, theirs, Config())
+    shape = config.model
+    if theirs.vocab_size > num_tokens:
+        rows = -(-theirs.vocab_size // _ALIGNMENT) * _ALIGNMENT
+        shape = replace(shape, make_vocab_size_divisible_by=rows)
+    data = replace(config.data, tokenizer=str(output.resolve() / "tokenizer.json"))
+    return replace(config, model=shape, data=data)
+
+
+def _check_tokenizer(model: Path, path: Path, vocab_size: int) -> None:
+    """Refuse a tokenizer that gives other ids than the model's own, or ids the model lacks."""
+    ids = Tokenizer.from_file(str(path)).get_vocab()
+    own = model / "tokenizer.json"
+    if own.is_file() and Tokenizer.from_file(str(own)).get_vocab() != ids:
+        raise ValueError(f"--tokenizer ({path}) has other ids than {own}, the model's own")
+    if len(ids) > vocab_size:
+        raise ValueError(
+            f"tokenizer ({path}) has {len(ids)} tokens, the model in {model} only {vocab_size}; "
+            "name the model's own with --tokenizer"
+        )
+
+
+def _check_weights(model: Path, weights: ShardReader, theirs: ModernBertConfig) -> None:
+    """Refuse a folder whose tensors are not those of its configuration."""
+    wanted = _shapes(theirs)
+    for what, names in (
+        ("lacks", wanted.keys() - weights.shapes.keys()),
+        ("also has", weights.shapes.keys() - wanted.keys() - {TIED}),
+    ):
+        if names:
+            raise ValueError(
+                f"--model ({model}) {what} {min(names)} ({len(names)} such tensors); it must hold "
+                "a masked language model, head included and nothing else"
+            )
+    for name, shape in wanted.items():
+        if weights.shapes[name] != shape:
+            raise ValueError(
+                f"--model ({model}): {name} has shape {list(weights.shapes[name])}, config.json "
+                f"asks for {list(shape)}"
+            )
+
+
+def _shapes(theirs: ModernBertConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in a model's files, by transformers' own word."""
+    state = _empty_model(theirs).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items() if name != TIED}
+
+
+def _empty_model(theirs: ModernBertConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        if isinstance(theirs, RmtConfig):
+            return RmtForMaskedLM(theirs)
+        return ModernBertForMaskedLM(theirs)
+
+
+@contextlib.contextmanager
+def _made_whole(output: Path) -> Iterator[Path]:
+    """A folder beside `output` to write into, which gets its name when all went well."""
+    if output.exists():
+        raise ValueError(f"--output ({output}) exists already; choose another folder or remove it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def hf_tokenizer(path: str | Path, model_max_length: int) -> PreTrainedTokenizerFast:
@@ -136,65 +249,5 @@ def hf_tokenizer(path: str | Path, model_max_length: int) -> PreTrainedTokenizer
         pad_token="[PAD]",
         mask_token="[MASK]",
         model_max_length=model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def to_hugging_face(
-    checkpoint: Path, output: Path, dtype: str = "fp32", tokenizer: Path | None = None
-) -> None:
-    """Write `checkpoint` as a folder that AutoModelForMaskedLM and AutoTokenizer load.
-
-    Written beside `output` and moved into place when complete.
-
-    Args:
-        checkpoint: an `iter_...` folder.
-        output: folder to make; must not exist yet.
-        dtype: `fp32` or `bf16`.
-        tokenizer: tokenizer.json, if it is no longer where the run's config says.
-
-    Raises:
-        ValueError: the checkpoint, the tokenizer or the output folder cannot be used.
-    """
-    if output.exists():
-        raise ValueError(f"--output ({output}) exists already; choose another folder or remove it")
-    config = read_config(checkpoint)
-    if config.memory.num_mem_tokens:
-        raise ConfigError(
-            f"memory.num_mem_tokens ({config.memory.num_mem_tokens}) of {checkpoint} must be 0: "
-            "only the plain encoder has a native Hugging Face class"
-        )
-    tokenizer_path = tokenizer or Path(config.data.tokenizer)
-    if not tokenizer_path.is_file():
-        raise ValueError(f"tokenizer ({tokenizer_path}) is not a file; name it with --tokenizer")
-    dna_tokenizer = DnaTokenizer.from_file(tokenizer_path)
-    model = _load_model(checkpoint, config, dna_tokenizer, DTYPES[dtype])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        model.save_pretrained(partial, max_shard_size="5GB")
-        hf_tokenizer(tokenizer_path, config.seq_length).save_pretrained(partial)
-        (partial / "README.md").write_text(model_card(checkpoint, config, model), encoding="utf-8")
-        partial.chmod(0o755)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    logger.info("wrote %s", output)
-
-
-def _load_model(
-    checkpoint: Path, config: Config, tokenizer: DnaTokenizer, dtype: torch.dtype
-) -> ModernBertForMaskedLM:
-    with torch.device("meta"):
-        model = ModernBertForMaskedLM(modernbert_config(config, tokenizer))
-    weights = read_weights(checkpoint)
-    state = {
-        rule.hf_name: rule.to_hf(weights[rule.key]).to(dtype)
-        for rule in weight_rules(config.model, tokenizer.vocab_size)
-    }
-    state["decoder.weight"] = state["model.embeddings.tok_embeddings.weight"]
-    missing = model.state_dict().keys() ^ state.keys()
-    assert not missing, f"weights without a rule, or rules without a weight: {sorted(missing)}"
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
-    return model

@@ -11,7 +11,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from megatron_dna.config import Config, load_config
 from megatron_dna.data.loader import Batch
-from megatron_dna.hf.convert import weight_rules
+from megatron_dna.hf.weights import weight_rules
 from megatron_dna.model.encoder import build_model
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import setup_platform

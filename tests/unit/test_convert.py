@@ -10,44 +10,29 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
-from megatron_dna.checkpoint.sharded import TrainState, save_checkpoint
-from megatron_dna.config import Config, load_config
-from megatron_dna.hf.convert import qkv_by_kind, to_hugging_face
-from megatron_dna.model.encoder import DnaBert, build_model
+from megatron_dna.config import Config
+from megatron_dna.hf.convert import to_hugging_face
+from megatron_dna.hf.weights import qkv_by_kind
+from megatron_dna.model.encoder import DnaBert
 from megatron_dna.parallel import topology
-from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-from tests.unit.data_files import write_tokenizer
-
-SEQ = 40
+from tests.unit.trained_model import SEQ, save_trained
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Config, DnaBert]:
     """A checkpoint folder, its options, and the model that is in it."""
-    folder = tmp_path_factory.mktemp("run")
-    tokenizer = write_tokenizer(folder / "tokenizer.json")
-    config = load_config(
-        None,
-        [
-            "model.num_layers=4", "model.hidden_size=32", "model.ffn_hidden_size=48",
-            "model.num_attention_heads=4", "model.init_method_std=0.2", "model.norm_bias=true",
-            "model.global_attn_every_n_layers=3", "model.local_attention=8",
-            "train.precision=fp32", f"data.segment_size={SEQ}", f"data.tokenizer={tokenizer}",
-            f"data.train=[{{prefix: {folder}/d_train}}]",
-        ],
-    )  # fmt: skip
-    place = topology.initialize(config, setup_platform("cpu"))
-    vocab = DnaTokenizer.from_file(tokenizer).vocab_size
-    model = build_model(config, vocab, place.groups, "local", torch.device("cpu")).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
-    path = save_checkpoint(folder / "checkpoints", model, None, TrainState(iteration=7), config)
-    yield path, config, model
+    yield save_trained(tmp_path_factory.mktemp("run"))
     topology.shutdown()
 
 
@@ -88,6 +73,37 @@ def test_fill_mask_pipeline_runs(converted: Path):
     answers = fill("ACGTACGT[MASK]ACGTTTGA")
     assert len(answers) == 5
     assert all(0 < answer["score"] < 1 for answer in answers)
+
+
+def test_save_and_load_keep_logits_bit_for_bit(converted: Path, tmp_path: Path):
+    model = AutoModelForMaskedLM.from_pretrained(converted).eval()
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "again").eval()
+    input_ids = torch.randint(0, 27, (2, SEQ))
+    with torch.no_grad():
+        first, second = (each(input_ids=input_ids).logits for each in (model, again))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("auto", "per_token"),
+    [(AutoModelForSequenceClassification, False), (AutoModelForTokenClassification, True)],
+)
+def test_trainer_fine_tunes(converted: Path, tmp_path: Path, auto, per_token: bool):
+    model = auto.from_pretrained(converted, num_labels=3)
+    before = model.get_input_embeddings().weight.detach().clone()
+    inputs = AutoTokenizer.from_pretrained(converted)("ACGTTGCA" * 4)
+    label = [1] * len(inputs["input_ids"]) if per_token else 1
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            tmp_path, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
+            save_strategy="no",
+        ),
+        train_dataset=[inputs | {"labels": label}] * 4,
+    )  # fmt: skip
+    assert trainer.train().global_step == 2
+    assert not torch.equal(model.get_input_embeddings().weight, before)
 
 
 def test_bf16_halves_the_weights(trained, tmp_path: Path):
