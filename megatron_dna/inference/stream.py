@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class StreamModel:
         self.tokenizer = DnaTokenizer.from_file(folder / "tokenizer.json")
         self.has_memory = isinstance(config, RmtConfig)
         kind = RmtModel if self.has_memory else ModernBertModel
-        self.model: Any = kind.from_pretrained(folder, dtype=dtype)
+        self.model = cast(Any, kind.from_pretrained(folder, dtype=dtype))
         self.model.to(device).eval()
         self.device = device
         self.hidden_size: int = config.hidden_size

@@ -172,7 +172,7 @@ def test_pieces_are_encoded_as_the_whole(models, monkeypatch):
     with pysam.FastaFile(str(EXAMPLE)) as example:
         text = ("A" * 700 + example.fetch("20", 2_000_000, 2_006_000) + "AC" * 500).encode()
     monkeypatch.setattr(genome, "PIECE_BASES", 512)
-    monkeypatch.setattr(genome, "OVERLAP_BASES", 64)
+    monkeypatch.setattr(genome, "OVERLAP_BASES", 63)  # odd: out of step in the run of A
     want = tokenizer.encode(text).tolist()
     ends = np.cumsum(tokenizer.token_lengths[want])
 
