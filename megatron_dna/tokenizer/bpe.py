@@ -96,19 +96,18 @@ class DnaTokenizer:
         """
         return self._encoder.encode(sequence)
 
-    def may_join(self, before: int, skipped: int | None, after: int) -> bool:
+    def may_join(self, before: int, after: int) -> bool:
         """Whether the encodings of two parts of a text can be joined at a border that both have.
 
         BPE: where the two tokens that meet are encoded as themselves, since tokens are the encoding
-        of their text if every two neighbours are. k-mers: where both parts begin anew, that is not
-        after a single base: three of them can make a 3-mer though every two are valid.
+        of their text if every two neighbours are. k-mers: where the second part begins anew, that
+        is not after a single base: three of them can make a 3-mer though every two are valid.
 
         Args:
             before: last token of the first part, which is right up to there.
-            skipped: what the second part has before the border; None where it begins there.
             after: first token of the second part behind the border.
         """
-        if not self._incomplete.isdisjoint((before, skipped)):
+        if before in self._incomplete:
             return False
         ids = self.encode(self._bases[before] + self._bases[after])
         return np.array_equal(ids, (before, after))

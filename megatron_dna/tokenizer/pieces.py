@@ -116,7 +116,6 @@ class Stitcher:
         middle = (start + self._end) / 2  # farthest from what the cuts have changed
         for i in np.argsort(np.abs(common - middle), kind="stable").tolist():
             before = int(self._ids[left[i] - 1]) if left[i] else self._last_done
-            skipped = int(ids[right[i] - 1]) if right[i] else None
-            if before is None or self._tokenizer.may_join(before, skipped, int(ids[right[i]])):
+            if before is None or self._tokenizer.may_join(before, int(ids[right[i]])):
                 return int(common[i]), int(left[i]), int(right[i])
         return None

@@ -193,7 +193,7 @@ def test_a_border_that_is_no_join_is_not_taken(tokenizer_path: Path) -> None:
         cut
         for cut in range(150, 250)
         if not tokenizer.may_join(
-            int(tokenizer.encode(text[:cut])[-1]), None, int(tokenizer.encode(text[cut:])[0])
+            int(tokenizer.encode(text[:cut])[-1]), int(tokenizer.encode(text[cut:])[0])
         )
     )
     ids = stitcher.add(tokenizer.encode(text[:cut]), Piece(0, cut)).tolist()
