@@ -2,7 +2,8 @@
 """Shows what is in a .bin/.idx pair: documents, tokens, bases, GC, where it comes from.
 
 With --window or --document it decodes tokens back to bases, with their reference coordinates
-(0-based half-open, on the forward strand; "-" means that the bases are the other strand's).
+(0-based half-open, on the forward strand; "-" means that the bases are the other strand's). Of a
+haplotype they are those of the reference that its bases take the place of.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def print_summary(dataset: Dataset) -> None:
     print_shares("file", dataset.sources, tokens.num_tokens)
     contigs = sorted(dataset.contigs, key=lambda contig: -contig.tokens)
     print_shares("contig", contigs, tokens.num_tokens)
+    if len(dataset.samples) > 1:
+        samples = sorted(dataset.samples, key=lambda sample: -sample.tokens)
+        print_shares("sample", samples, tokens.num_tokens)
 
 
 def print_shares(what: str, shares: list[Share], num_tokens: int) -> None:

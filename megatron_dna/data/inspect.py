@@ -1,7 +1,8 @@
 """What is in a .bin/.idx pair: how much, of what, from where, and which bases any tokens spell.
 
 Everything is counted in a few MB of memory and a few bytes a document, whatever the size of the
-pair. Where sequence comes from is known from the manifest that preprocessing wrote beside it.
+pair. Where sequence comes from is known from the manifest and the coordinate map that preprocessing
+wrote beside it.
 """
 
 from __future__ import annotations
@@ -15,36 +16,49 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.counts import count_tokens
 from megatron_dna.data.indexed import IndexedTokens
 from megatron_dna.genome.corpus import SPLITS
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
 BASES = "ACGTN"
+REFERENCE = "reference"
+"""The name of what is from no sample."""
 _CHUNK_TOKENS = 1 << 22
+_NONE = (0, 0, 0)  # documents, bases, tokens
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A stretch of the reference, 0-based half-open, forward strand; "-" is read backwards."""
+    """A stretch of the reference, 0-based half-open, forward strand; "-" is read backwards.
+
+    Attributes:
+        sample: whose haplotype lies there; "" for the reference itself.
+        haplotype: 1 or 2; 0 for the reference itself.
+    """
 
     contig: str
     start: int
     end: int
     strand: str
+    sample: str = ""
+    haplotype: int = 0
 
     def __str__(self) -> str:
-        return f"{self.contig}:{self.start}-{self.end} ({self.strand})"
+        place = f"{self.contig}:{self.start}-{self.end} ({self.strand})"
+        return f"{place} {self.sample} haplotype {self.haplotype}" if self.sample else place
 
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a dataset is from a contig, or from all contigs of a FASTA file."""
+    """How much of a dataset is from a contig, a FASTA file (all its contigs), or a sample."""
 
     name: str
     fasta: str
+    """Empty for a sample."""
     length: int
-    """Bases of the contig or file, on one strand."""
+    """Bases of the contig or file, on one strand; 0 for a sample."""
     documents: int
     bases: int
     """Of the documents; both strands count where both are there."""
@@ -77,7 +91,8 @@ class Dataset:
         prefix: of the pair.
         tokens: its documents.
         tokenizer: spells them.
-        contigs: what is from each contig, or None without a manifest.
+        contigs: what is from each contig and its haplotypes, or None without a manifest.
+        samples: what is from the haplotypes of each sample, and from the reference.
         origins: of each document, or None.
     """
 
@@ -100,16 +115,33 @@ class Dataset:
         manifest = _read_manifest(path) if path else None
         self.tokenizer = _open_tokenizer(prefix, tokenizer, manifest)
         self.contigs: list[Share] | None = None
+        self.samples: list[Share] = []
         self.origins: list[Origin] | None = None
         if path and manifest:
-            self.contigs = _read_contigs(manifest, split)
-            self.origins = _read_origins(manifest, split)
+            places = DocumentCoordinates.open(Path(prefix))
             listed = [row["tokens"] for row in manifest["documents"][split]]
-            if listed != self.tokens.lengths.tolist():
+            if (
+                len(places) != len(self.tokens)
+                or listed != self.tokens.lengths[: len(listed)].tolist()
+            ):
                 raise ValueError(
-                    f"manifest {path} lists other documents than {prefix}.idx has; one of them is "
-                    "of another run: make the data again with tools/preprocess_genome.py"
+                    f"manifest {path} or {places.path} lists other documents than {prefix}.idx "
+                    "has; one of them is of another run: make the data again with "
+                    "tools/preprocess_genome.py"
                 )
+            self._places = places
+            by_contig = self._sum("contig")
+            self.contigs = [
+                Share(row["name"], row["fasta"], row["bases"], *by_contig.get(row["name"], _NONE))
+                for row in manifest["contigs"]
+            ]
+            self.samples = [
+                Share(name or REFERENCE, "", 0, *sums) for name, sums in self._sum("sample").items()
+            ]
+            self.origins = [
+                self._locate(document, 0, length)
+                for document, length in enumerate(places.arrays["document_length"].tolist())
+            ]
 
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
@@ -193,23 +225,35 @@ class Dataset:
             )
         ids = self.tokens.read(document, start, min(length, num_tokens - start)).astype(np.int32)
         bases = self.tokenizer.decode(ids)
-        origin = self._origin(document, start, len(bases)) if self.origins else None
+        origin = self._origin(document, start, len(bases)) if self.origins and bases else None
         return Window(document, start, ids, bases, origin)
 
     def _origin(self, document: int, start: int, num_bases: int) -> Origin:
         """Where the bases from token `start` of a document lie."""
-        assert self.origins is not None
-        whole = self.origins[document]
         lengths = self.tokenizer.token_lengths
         before = sum(
             int(lengths[self.tokens.read(document, at, min(_CHUNK_TOKENS, start - at))].sum())
             for at in range(0, start, _CHUNK_TOKENS)
         )
-        if whole.strand == "+":
-            first = whole.start + before
-            return Origin(whole.contig, first, first + num_bases, "+")
-        last = whole.end - before
-        return Origin(whole.contig, last - num_bases, last, "-")
+        return self._locate(document, before, before + num_bases)
+
+    def _locate(self, document: int, start: int, end: int) -> Origin:
+        """Where some bases of a document lie."""
+        of = self._places.origin(document)
+        found = self._places.locate(document, np.array([start]), np.array([end]))
+        first, last = int(found.starts[0]), int(found.ends[0])
+        return Origin(of.contig, first, last, of.strand, of.sample, of.haplotype)
+
+    def _sum(self, key: str) -> dict[str, tuple[int, int, int]]:
+        """Documents, bases and tokens by contig or sample."""
+        arrays = self._places.arrays
+        group = arrays[f"sequence_{key}"][arrays["document_sequence"]]
+        names = arrays[f"{key}s"].tolist()
+        sums = np.zeros((len(names), 3), np.int64)
+        bases, tokens = arrays["document_length"], self.tokens.lengths.astype(np.int64)
+        np.add.at(sums, group, np.stack([np.ones_like(bases), bases, tokens], axis=1))
+        rows = [(documents, bases, tokens) for documents, bases, tokens in sums.tolist()]
+        return dict(zip(names, rows, strict=True))
 
 
 def _find_manifest(prefix: str) -> tuple[Path | None, str]:
@@ -232,25 +276,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     assert isinstance(manifest, dict)
     return manifest
-
-
-def _read_contigs(manifest: dict[str, Any], split: str) -> list[Share]:
-    return [
-        Share(
-            row["name"],
-            row["fasta"],
-            row["bases"],
-            *(row[split][key] for key in ("documents", "bases", "tokens")),
-        )
-        for row in manifest["contigs"]
-    ]
-
-
-def _read_origins(manifest: dict[str, Any], split: str) -> list[Origin]:
-    return [
-        Origin(row["contig"], row["start"], row["end"], row["strand"])
-        for row in manifest["documents"][split]
-    ]
 
 
 def _open_tokenizer(

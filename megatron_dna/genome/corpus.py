@@ -1,20 +1,19 @@
 """Genomes as documents: which stretch of which contig goes to training, which is held out.
 
 A document is a contig's whole stretch between runs of 10 or more N; held-out regions cut it. The
-plan is made of coordinates alone (0-based half-open), before any sequence is encoded, and a second
-pass over the files then reads what it says.
+plan is made of coordinates alone (0-based half-open), before any sequence is encoded.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from megatron_dna.genome.duplicates import DuplicateWindows
-from megatron_dna.genome.fasta import ContigPiece, read_fasta, read_pieces
+from megatron_dna.genome.fasta import ContigPiece, read_pieces
 from megatron_dna.genome.regions import (
     Interval,
     Region,
@@ -24,7 +23,7 @@ from megatron_dna.genome.regions import (
     read_bed,
     split_interval,
 )
-from megatron_dna.genome.sequence import StretchFinder, reverse_complement
+from megatron_dna.genome.sequence import StretchFinder
 from megatron_dna.genome.store import SequenceStore
 
 Split = Literal["train", "valid"]
@@ -77,10 +76,6 @@ class Document:
     def length(self) -> int:
         """Bases."""
         return self.end - self.start
-
-    def on_its_strand(self, forward: bytes) -> bytes:
-        """The document's sequence, from the forward strand's."""
-        return forward if self.strand == "+" else reverse_complement(forward)
 
 
 @dataclass(frozen=True)
@@ -233,29 +228,6 @@ def drop_duplicates(
         "windows_dropped": windows.num_dropped,
         "bases_dropped": windows.num_bases_dropped,
     }
-
-
-def read_documents(paths: Sequence[Path], plan: Plan) -> Iterator[tuple[Document, bytes]]:
-    """The second pass: each document of the plan, in order, with its forward strand's sequence.
-
-    Memory: the largest contig and the document given out.
-
-    Raises:
-        ValueError: a file is not the one that was scanned; see also `read_fastas`.
-    """
-    contigs = iter(plan.contigs)
-    documents = iter(plan.documents)
-    document = next(documents, None)
-    for contig in itertools.chain.from_iterable(map(read_fasta, paths)):
-        summary = next(contigs, None)
-        if summary is None or (summary.name, summary.length) != (contig.name, len(contig.sequence)):
-            raise ValueError("a FASTA file changed while it was read; start again")
-        while document is not None and document.contig == contig.name:
-            yield document, bytes(memoryview(contig.sequence)[document.start : document.end])
-            document = next(documents, None)
-        del contig
-    if next(contigs, None) is not None:
-        raise ValueError("a FASTA file changed while it was read; start again")
 
 
 def _check_splits(plan: Plan, min_length: int) -> None:

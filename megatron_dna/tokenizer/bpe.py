@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dna._core import Encoder
+from megatron_dna._core import Encoder, KmerEncoder
 from megatron_dna.tokenizer.spec import (
     CLS,
     GAP,
     MASK,
+    MAX_KMER_LENGTH,
     PAD,
     SEP,
     SPECIAL_TOKENS,
@@ -56,6 +57,12 @@ class DnaTokenizer:
             [len(bases) for bases in self._bases], np.int32
         )
         self.sha256 = sha256
+        # Single bases of k-mers (k > 1), which more bases would have made a whole one.
+        longest = "A" * MAX_KMER_LENGTH
+        are_kmers = isinstance(encoder, KmerEncoder) and len(self.encode(longest)) < len(longest)
+        self._incomplete = (
+            frozenset(ids[base] for base in "ACGT") if are_kmers else frozenset[int]()
+        )
 
     @classmethod
     def from_file(cls, path: str | Path) -> DnaTokenizer:
@@ -89,13 +96,21 @@ class DnaTokenizer:
         """
         return self._encoder.encode(sequence)
 
-    def may_follow(self, left: int, right: int) -> bool:
-        """Whether two tokens of bases can be neighbours: the text of both is encoded as the two.
+    def may_join(self, before: int, after: int) -> bool:
+        """Whether the encodings of two parts of a text can be joined at a border that both have.
 
-        A sequence of tokens of which every two neighbours can be is the encoding of its text.
+        BPE: where the two tokens that meet are encoded as themselves, since tokens are the encoding
+        of their text if every two neighbours are. k-mers: where the second part begins anew, that
+        is not after a single base: three of them can make a 3-mer though every two are valid.
+
+        Args:
+            before: last token of the first part, which is right up to there.
+            after: first token of the second part behind the border.
         """
-        ids = self.encode(self._bases[left] + self._bases[right])
-        return np.array_equal(ids, (left, right))
+        if before in self._incomplete:
+            return False
+        ids = self.encode(self._bases[before] + self._bases[after])
+        return np.array_equal(ids, (before, after))
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """The bases that the ids spell: `token_lengths[ids].sum()` letters, special ids none.

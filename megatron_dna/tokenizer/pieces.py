@@ -1,8 +1,7 @@
 """A long sequence encoded in pieces, by several threads, with the ids of the whole.
 
 Cutting a text changes its tokens near the cut. So pieces overlap, and two of them are joined at a
-position where both have a border of tokens and the two tokens that meet there may be neighbours: a
-token sequence all of whose neighbours are valid is the one encoding of its text (`csrc/bpe.hpp`).
+position where both have a border of tokens and a join is exact (`DnaTokenizer.may_join`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ import numpy.typing as npt
 
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
-PIECE_LENGTH = 1 << 20
+_ALL_KMERS = 840
+"""Divisible by 1 to 8: where there is no N, pieces begin where the k-mers of the whole do."""
+PIECE_LENGTH = 1_248 * _ALL_KMERS
 """Bases that each piece adds: long enough to hide its overhead, short enough for many threads."""
-OVERLAP = 1 << 10
+OVERLAP = 2 * _ALL_KMERS
 """Bases that a piece shares with the one before: many tokens, and most microsatellites whole."""
 
 Ids = npt.NDArray[np.int32]
@@ -41,8 +42,8 @@ def cut_pieces(
 class Stitcher:
     """Joins the ids of the pieces of one sequence, given in order.
 
-    Where two pieces have no border in common (a long tandem repeat, in which each keeps the phase
-    it began with), the second is encoded again from a border of the first one.
+    Where two pieces have no border in common (a long tandem repeat, or k-mers after an N: each
+    keeps the phase it began with), the second is encoded again from a border of the first one.
     """
 
     def __init__(self, tokenizer: DnaTokenizer, encode: Callable[[int, int], Ids]) -> None:
@@ -115,6 +116,6 @@ class Stitcher:
         middle = (start + self._end) / 2  # farthest from what the cuts have changed
         for i in np.argsort(np.abs(common - middle), kind="stable").tolist():
             before = int(self._ids[left[i] - 1]) if left[i] else self._last_done
-            if before is None or self._tokenizer.may_follow(before, int(ids[right[i]])):
+            if before is None or self._tokenizer.may_join(before, int(ids[right[i]])):
                 return int(common[i]), int(left[i]), int(right[i])
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from megatron_dna._core import BpeTrainer
 from megatron_dna.genome.corpus import plan_documents, scan
-from megatron_dna.genome.fasta import read_fasta
 from megatron_dna.genome.sequence import reverse_complement
+from megatron_dna.genome.store import SequenceStore
 from megatron_dna.tokenizer.spec import LETTERS, SPECIAL_TOKENS, UNK
 from megatron_dna.tokenizer.template import check_output, save_tokenizer
 
@@ -68,7 +68,8 @@ def train_tokenizer(
     The sequence between runs of 10 or more N, without the held-out regions, is cut into windows of
     at most `sample_length`. As many of them as have some `sample_bases` are drawn without
     replacement, so every base of all files is as likely to be seen; a random half as reverse
-    complement. Memory: the longest contig and some 8 bytes a sampled base.
+    complement. Memory: some 8 bytes a sampled base; on the disk, beside `output`, a scratch file of
+    one byte a base.
 
     Args:
         fasta: FASTA files, plain, gzipped or bgzipped.
@@ -89,20 +90,24 @@ def train_tokenizer(
     _check_range("sample_length", sample_length, 2)
     _check_range("sample_bases", sample_bases, 1)
     check_output(output)
-    paths = [Path(path) for path in fasta]
-    windows = _Windows(paths, holdout, sample_length)
-    num_windows = len(windows) * sample_bases // windows.num_bases
-    rng = random.Random(seed)
-    chosen = sorted(rng.sample(range(len(windows)), min(max(num_windows, 1), len(windows))))
-    reverse = frozenset(rng.sample(chosen, len(chosen) // 2))
-    trainer = BpeTrainer("".join(LETTERS), min_frequency=MIN_FREQUENCY, max_length=MAX_TOKEN_LENGTH)
-    trainer.reserve(len(chosen) * sample_length, len(chosen))
-    num_bases = 0
-    with _progress("sampling", len(chosen), "window") as bar:
-        for index, bases in windows.read(chosen):
-            trainer.add(reverse_complement(bases) if index in reverse else bases)
-            num_bases += len(bases)
-            bar.update()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with SequenceStore(output.parent) as store:
+        windows = _Windows([Path(path) for path in fasta], store, holdout, sample_length)
+        num_windows = len(windows) * sample_bases // windows.num_bases
+        rng = random.Random(seed)
+        chosen = sorted(rng.sample(range(len(windows)), min(max(num_windows, 1), len(windows))))
+        reverse = frozenset(rng.sample(chosen, len(chosen) // 2))
+        trainer = BpeTrainer(
+            "".join(LETTERS), min_frequency=MIN_FREQUENCY, max_length=MAX_TOKEN_LENGTH
+        )
+        trainer.reserve(len(chosen) * sample_length, len(chosen))
+        num_bases = 0
+        with _progress("sampling", len(chosen), "window") as bar:
+            for index in chosen:
+                bases = windows.read(index)
+                trainer.add(reverse_complement(bases) if index in reverse else bases)
+                num_bases += len(bases)
+                bar.update()
     merges = _learn_merges(trainer, vocab_size, num_bases)
     tokens = [*SPECIAL_TOKENS, *LETTERS, *(left + right for left, right in merges)]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -124,11 +129,17 @@ class _Windows:
         num_bases: of all of them.
     """
 
-    def __init__(self, paths: Sequence[Path], holdout: Sequence[str], sample_length: int) -> None:
-        """Reads the files once, for the coordinates."""
-        self._paths = paths
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        store: SequenceStore,
+        holdout: Sequence[str],
+        sample_length: int,
+    ) -> None:
+        """Reads the files once, into the store."""
+        self._store = store
         with _progress("scanning", None, "bp") as bar:
-            plan = plan_documents(scan(paths, bar.update), holdout)
+            plan = plan_documents(scan(paths, bar.update, store.append), holdout)
         self._stretches = [document for document in plan.documents if document.split == "train"]
         self._counts = [-(-stretch.length // sample_length) for stretch in self._stretches]
         self._ends = list(itertools.accumulate(self._counts))
@@ -138,23 +149,13 @@ class _Windows:
         """Number of windows."""
         return self._ends[-1]
 
-    def read(self, chosen: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Number and forward strand of the chosen windows, which are in ascending order."""
-        contigs = itertools.chain.from_iterable(map(read_fasta, self._paths))
-        contig = next(contigs)
-        for index in chosen:
-            name, start, end = self._locate(index)
-            while contig.name != name:
-                contig = next(contigs)
-            yield index, bytes(memoryview(contig.sequence)[start:end])
-
-    def _locate(self, index: int) -> tuple[str, int, int]:
-        """Contig, start and end of a window, 0-based half-open."""
+    def read(self, index: int) -> bytes:
+        """The forward strand of a window."""
         number = bisect.bisect_right(self._ends, index)
         stretch, count = self._stretches[number], self._counts[number]
         window = index - self._ends[number] + count
         start, end = (stretch.length * i // count for i in (window, window + 1))
-        return stretch.contig, stretch.start + start, stretch.start + end
+        return self._store.read(stretch.contig, stretch.start + start, stretch.start + end)
 
 
 def _learn_merges(trainer: BpeTrainer, vocab_size: int, num_bases: int) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dna.genome.corpus import ContigSummary, Document, plan_documents, read_documents, scan
+from megatron_dna.genome.corpus import ContigSummary, Document, plan_documents, scan
 from megatron_dna.genome.regions import Region, merge_intervals, parse_region, split_interval
 from megatron_dna.genome.sequence import find_stretches
 
@@ -148,14 +148,3 @@ def test_runs_of_n_are_counted(tmp_path: Path) -> None:
         (tmp_path / "a.fa").write_text(f">a\n{sequence}\n")
         [contig] = scan([tmp_path / "a.fa"], lambda num_bases: None)
         assert (contig.num_gaps, contig.gap_bases) == (num_gaps, 10 * num_gaps)
-
-
-@pytest.mark.parametrize("changed", [">a\nACGTA\n", ">b\nACGT\n", ">a\nACGT\n>b\nA\n"])
-def test_a_file_that_changes_between_the_passes_is_an_error(tmp_path: Path, changed: str) -> None:
-    """A failure would write documents whose coordinates in the manifest are wrong."""
-    path = tmp_path / "a.fa"
-    path.write_text(">a\nACGT\n")
-    plan = plan_documents(scan([path], lambda num_bases: None))
-    path.write_text(changed)
-    with pytest.raises(ValueError, match="changed while it was read"):
-        list(read_documents([path], plan))

@@ -10,15 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pysam
 import pytest
 from matplotlib.image import imread
 
+from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.inspect import Dataset, Origin
 from megatron_dna.data.pictures import measure_coverage, plot_dataset
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.genome.vcf import SampleChoice
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
 from tests.unit.data_files import write_pair, write_tokenizer
-from tests.unit.genome_files import ROOT, child_environment, clean, reverse_complement
+from tests.unit.genome_files import EXAMPLE, ROOT, child_environment, clean, reverse_complement
+from tests.unit.variant_files import EXAMPLE_VCF
 
 
 @pytest.fixture
@@ -92,6 +96,47 @@ def test_tokens_of_a_document(prefix: str, contigs: dict[str, str]) -> None:
             dataset.decode(document, start, length)
     with pytest.raises(ValueError, match=r"length \(0\)"):
         dataset.window(0, 0)
+
+
+def test_haplotypes_lie_on_the_reference(tmp_path: Path) -> None:
+    """The example's VCF: shares by sample, and each window spelt from the interval that is told."""
+    tokenizer, fasta = tmp_path / "t.json", tmp_path / "r.fa"
+    write_kmer_tokenizer(3, tokenizer)
+    with pysam.FastaFile(str(EXAMPLE)) as example:
+        chr20 = example.fetch("20")
+    fasta.write_text(f">20\n{chr20}\n")
+    haplotypes = HaplotypeOptions((EXAMPLE_VCF,), SampleChoice(num_samples=2), context=100)
+    options = PreprocessOptions(
+        (fasta,), tokenizer, tmp_path / "p", reverse_complement=True, haplotypes=haplotypes
+    )
+    manifest = preprocess(options)
+    dataset = Dataset(f"{tmp_path}/p_train")
+    rows = manifest["haplotypes"]["haplotypes"]
+    for share in dataset.samples:
+        if share.name != "reference":
+            own = [row["train"] for row in rows if row["sample"] == share.name]
+            for key in ("documents", "bases", "tokens"):
+                assert getattr(share, key) == sum(row[key] for row in own)
+    assert len(dataset.samples) == 3
+    assert sum(share.tokens for share in dataset.samples) == dataset.tokens.num_tokens
+    assert dataset.contigs is not None
+    assert dataset.contigs[0].tokens == dataset.tokens.num_tokens
+    shifted, origins = 0, dataset.origins or []
+    for document in range(2, len(dataset.tokens), 199):
+        window = dataset.decode(document, 20, 10)
+        place = window.origin
+        assert place is not None
+        assert place.sample == origins[document].sample != ""
+        forward = window.bases if place.strand == "+" else reverse_complement(window.bases)
+        there = chr20[place.start : place.end]
+        assert abs(len(there) - len(forward)) < 30
+        if len(there) == len(forward):
+            assert sum(a != b for a, b in zip(there, forward, strict=True)) < 8
+        shifted += place.start - origins[document].start not in (60, 61, 62)
+    assert shifted
+    done = run(f"{tmp_path}/p_train", "--document", "2", "--length", "10")
+    assert f"{origins[2].sample} haplotype 1" in done.stdout.splitlines()[0]
+    assert origins[2].sample in run(f"{tmp_path}/p_train").stdout
 
 
 def test_pairs_without_manifest(tmp_path: Path) -> None:

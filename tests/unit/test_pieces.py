@@ -15,7 +15,8 @@ from megatron_dna.genome.corpus import Document
 from megatron_dna.genome.fasta import ContigPiece
 from megatron_dna.genome.store import ReverseComplement, SequenceStore
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-from megatron_dna.tokenizer.pieces import Piece, Stitcher, cut_pieces
+from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
+from megatron_dna.tokenizer.pieces import PIECE_LENGTH, Piece, Stitcher, cut_pieces
 from tests.unit.genome_files import EXAMPLE, ROOT, encode, reverse_complement
 
 GENA = ROOT.parent / "shared/data/tokenizers/gena_t2t_1000h_multi_32k.json"
@@ -40,6 +41,15 @@ def encode_in_pieces(
             ended += [document.strand] * is_last
     assert ended == ["+", "-"]
     return found["+"], found["-"]
+
+
+@pytest.fixture(scope="module")
+def kmer_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Tokenizers of k-mers, by k."""
+    folder = tmp_path_factory.mktemp("kmers")
+    for k in range(1, 9):
+        write_kmer_tokenizer(k, folder / f"{k}.json")
+    return {k: folder / f"{k}.json" for k in range(1, 9)}
 
 
 def real(start: int, end: int) -> str:
@@ -119,6 +129,47 @@ def test_nothing_but_a_repeat(tokenizer_path: Path, unit: str) -> None:
     assert reverse == encode(tokenizer_path, reverse_complement(sequence))
 
 
+@pytest.mark.parametrize("k", [1, 3, 6, 8])
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    piece_length=st.integers(5, 400),
+    overlap=st.integers(1, 60),
+    often=st.sampled_from([0, 0.004, 0.05, 0.4]),
+)
+def test_kmers_in_pieces_are_those_of_the_whole(
+    kmer_paths: dict[int, Path], k: int, seed: int, piece_length: int, overlap: int, often: float
+) -> None:
+    """Two single bases may be neighbours, three may not be: pairs alone do not prove a join."""
+    rng = random.Random(seed)
+    sequence = real(2_000_000 + seed, 2_000_000 + seed + rng.randrange(1, 2_000))
+    sequence = "".join(
+        "N" * rng.choice([1, 1, 2, 9]) + base if rng.random() < often else base
+        for base in sequence
+    ) + rng.choice(["", "N"])  # fmt: skip
+    while "N" * 10 in sequence:
+        sequence = sequence.replace("N" * 10, "N" * 5)
+    forward, reverse = encode_in_pieces(
+        DnaTokenizer.from_file(kmer_paths[k]), sequence, piece_length=piece_length, overlap=overlap
+    )
+    assert forward == encode(kmer_paths[k], sequence)
+    assert reverse == encode(kmer_paths[k], reverse_complement(sequence))
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_pieces_of_kmers_meet_without_being_encoded_twice(
+    kmer_paths: dict[int, Path], k: int
+) -> None:
+    """The default pieces of sequence without N begin where the k-mers of the whole do."""
+    tokenizer = DnaTokenizer.from_file(kmer_paths[k])
+    text = real(1_000_000, 1_000_000 + 2 * PIECE_LENGTH + 100)
+    stitcher = Stitcher(tokenizer, lambda start, end: pytest.fail(f"again: {start}-{end}"))
+    ids = []
+    for piece in cut_pieces(len(text)):
+        ids += stitcher.add(tokenizer.encode(text[piece.start : piece.end]), piece).tolist()
+    assert ids + stitcher.finish().tolist() == tokenizer.encode(text).tolist()
+
+
 def test_pieces_cover_a_sequence() -> None:
     assert list(cut_pieces(10, 4, 2)) == [Piece(0, 4), Piece(2, 8), Piece(6, 10)]
     assert list(cut_pieces(4, 4, 2)) == [Piece(0, 4)]
@@ -141,7 +192,7 @@ def test_a_border_that_is_no_join_is_not_taken(tokenizer_path: Path) -> None:
     cut = next(
         cut
         for cut in range(150, 250)
-        if not tokenizer.may_follow(
+        if not tokenizer.may_join(
             int(tokenizer.encode(text[:cut])[-1]), int(tokenizer.encode(text[cut:])[0])
         )
     )
