@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_dna.parallel.schedule import SegmentSchedule
-from megatron_dna.training.plots import plot_schedule
+from megatron_dna.training.logs import quiet_libraries
 
 EXAMPLE = """\
 example:
@@ -40,6 +39,10 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    quiet_libraries()
+    from megatron_dna.parallel.schedule import SegmentSchedule
+    from megatron_dna.training.plots import plot_schedule
+
     schedule = SegmentSchedule(args.num_segments, args.bptt_depth, args.num_microbatches)
     plot_schedule(schedule, args.num_stages, args.output)
     print(f"wrote {args.output}")

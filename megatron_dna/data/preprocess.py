@@ -35,6 +35,7 @@ from megatron_dna.genome.corpus import (
     scan,
 )
 from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.genome.folders import output_folder
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
 from megatron_dna.genome.regions import is_bed
 from megatron_dna.genome.store import ReverseComplement, SequenceLike, SequenceStore
@@ -104,8 +105,8 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     _check_alphabet(options.tokenizer, tokenizer)
     source = _open_haplotypes(options)
     head = describe_run(options, tokenizer)
-    options.output_prefix.parent.mkdir(parents=True, exist_ok=True)
-    with SequenceStore(options.output_prefix.parent) as store:
+    folder = options.output_prefix.parent
+    with output_folder(folder), SequenceStore(folder) as store:
         with _progress("reading", None) as bar:
             contigs = scan(options.fasta, bar.update, store.append)
         plan = plan_documents(

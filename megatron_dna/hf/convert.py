@@ -30,6 +30,7 @@ from megatron_dna.checkpoint.reader import WeightReader, read_config
 from megatron_dna.checkpoint.state import TrainState
 from megatron_dna.checkpoint.writer import write_weights
 from megatron_dna.config import Config, to_yaml
+from megatron_dna.genome.folders import output_folder
 from megatron_dna.hf import modeling_rmt
 from megatron_dna.hf.architecture import hf_config, read_hf_config, training_config
 from megatron_dna.hf.card import model_card
@@ -225,15 +226,15 @@ def _made_whole(output: Path) -> Iterator[Path]:
     """A folder beside `output` to write into, which gets its name when all went well."""
     if output.exists():
         raise ValueError(f"--output ({output}) exists already; choose another folder or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with output_folder(output.parent):
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        try:
+            yield partial
+            partial.chmod(0o755)
+            partial.rename(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def hf_tokenizer(path: str | Path, model_max_length: int) -> PreTrainedTokenizerFast:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from megatron_dna._core import BpeTrainer
 from megatron_dna.genome.corpus import plan_documents, scan
+from megatron_dna.genome.folders import output_folder
 from megatron_dna.genome.sequence import reverse_complement
 from megatron_dna.genome.store import SequenceStore
 from megatron_dna.tokenizer.spec import LETTERS, SPECIAL_TOKENS, UNK
@@ -90,29 +91,15 @@ def train_tokenizer(
     _check_range("sample_length", sample_length, 2)
     _check_range("sample_bases", sample_bases, 1)
     check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with SequenceStore(output.parent) as store:
-        windows = _Windows([Path(path) for path in fasta], store, holdout, sample_length)
-        num_windows = len(windows) * sample_bases // windows.num_bases
-        rng = random.Random(seed)
-        chosen = sorted(rng.sample(range(len(windows)), min(max(num_windows, 1), len(windows))))
-        reverse = frozenset(rng.sample(chosen, len(chosen) // 2))
-        trainer = BpeTrainer(
-            "".join(LETTERS), min_frequency=MIN_FREQUENCY, max_length=MAX_TOKEN_LENGTH
-        )
-        trainer.reserve(len(chosen) * sample_length, len(chosen))
-        num_bases = 0
-        with _progress("sampling", len(chosen), "window") as bar:
-            for index in chosen:
-                bases = windows.read(index)
-                trainer.add(reverse_complement(bases) if index in reverse else bases)
-                num_bases += len(bases)
-                bar.update()
-    merges = _learn_merges(trainer, vocab_size, num_bases)
-    tokens = [*SPECIAL_TOKENS, *LETTERS, *(left + right for left, right in merges)]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    save_tokenizer(models.BPE(vocab, merges, unk_token=UNK), output)
-    return TrainingSample(len(chosen), num_bases, len(reverse))
+    with output_folder(output.parent):
+        with SequenceStore(output.parent) as store:
+            windows = _Windows([Path(path) for path in fasta], store, holdout, sample_length)
+            trainer, sample = _take_sample(windows, sample_length, sample_bases, seed)
+        merges = _learn_merges(trainer, vocab_size, sample.num_bases)
+        tokens = [*SPECIAL_TOKENS, *LETTERS, *(left + right for left, right in merges)]
+        vocab = {token: i for i, token in enumerate(tokens)}
+        save_tokenizer(models.BPE(vocab, merges, unk_token=UNK), output)
+    return sample
 
 
 def _check_range(key: str, value: int, minimum: int, maximum: int | None = None) -> None:
@@ -156,6 +143,26 @@ class _Windows:
         window = index - self._ends[number] + count
         start, end = (stretch.length * i // count for i in (window, window + 1))
         return self._store.read(stretch.contig, stretch.start + start, stretch.start + end)
+
+
+def _take_sample(
+    windows: _Windows, sample_length: int, sample_bases: int, seed: int
+) -> tuple[BpeTrainer, TrainingSample]:
+    """A trainer that has read a share of the windows, half of them from the other strand."""
+    num_windows = len(windows) * sample_bases // windows.num_bases
+    rng = random.Random(seed)
+    chosen = sorted(rng.sample(range(len(windows)), min(max(num_windows, 1), len(windows))))
+    reverse = frozenset(rng.sample(chosen, len(chosen) // 2))
+    trainer = BpeTrainer("".join(LETTERS), min_frequency=MIN_FREQUENCY, max_length=MAX_TOKEN_LENGTH)
+    trainer.reserve(len(chosen) * sample_length, len(chosen))
+    num_bases = 0
+    with _progress("sampling", len(chosen), "window") as bar:
+        for index in chosen:
+            bases = windows.read(index)
+            trainer.add(reverse_complement(bases) if index in reverse else bases)
+            num_bases += len(bases)
+            bar.update()
+    return trainer, TrainingSample(len(chosen), num_bases, len(reverse))
 
 
 def _learn_merges(trainer: BpeTrainer, vocab_size: int, num_bases: int) -> list[tuple[str, str]]:

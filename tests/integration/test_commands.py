@@ -106,7 +106,7 @@ def test_output_folders_are_made(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name for path in prefix.parent.iterdir()} == {
-        "genome.json", "genome_train.bin", "genome_train.idx"
+        "genome.json", "genome_train.bin", "genome_train.idx", "genome_train.coordinates.npz"
     }  # fmt: skip
 
 
