@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -236,6 +237,7 @@ print((kib("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.skipif("MEGATRON_DNA_EXPECT_CORE" in os.environ, reason="a sanitizer keeps memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_conversion_holds_one_tensor_not_the_model(tmp_path: Path):
     """Peak memory above what the imports take, both ways: a fraction of the model's size."""
