@@ -14,7 +14,6 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from megatron_dna.data import manifest as manifests
@@ -136,12 +135,7 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         interrupted = isinstance(error, (OSError, KeyboardInterrupt, SystemExit))
         keep = interrupted and self._num_safe > 0 and self._journal.is_there
         if keep:

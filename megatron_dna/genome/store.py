@@ -11,7 +11,6 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from megatron_dna.genome.fasta import ContigPiece
@@ -138,10 +137,5 @@ class SequenceStore:
     def __enter__(self) -> SequenceStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()

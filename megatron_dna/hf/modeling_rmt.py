@@ -281,14 +281,8 @@ class RmtForMaskedLM(RmtPreTrainedModel):
         return _output(body, logits, loss, return_dict)
 
 
-class RmtForSequenceClassification(RmtPreTrainedModel):
-    """A label for a whole row.
-
-    From its [CLS] after the last segment, or, with `classifier_pooling` `mean`, from the mean of
-    its tokens. One label is regression; float labels of several classes are independent.
-    """
-
-    accepts_loss_kwargs = False  # the loss is a mean over rows
+class RmtClassifier(RmtPreTrainedModel):
+    """The parts that both classifiers have."""
 
     def __init__(self, config: RmtConfig) -> None:
         super().__init__(config)
@@ -298,6 +292,16 @@ class RmtForSequenceClassification(RmtPreTrainedModel):
         self.drop = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+
+class RmtForSequenceClassification(RmtClassifier):
+    """A label for a whole row.
+
+    From its [CLS] after the last segment, or, with `classifier_pooling` `mean`, from the mean of
+    its tokens. One label is regression; float labels of several classes are independent.
+    """
+
+    accepts_loss_kwargs = False  # the loss is a mean over rows
 
     def forward(
         self,
@@ -336,17 +340,8 @@ class RmtForSequenceClassification(RmtPreTrainedModel):
         return F.cross_entropy(logits, labels.reshape(-1))
 
 
-class RmtForTokenClassification(RmtPreTrainedModel):
+class RmtForTokenClassification(RmtClassifier):
     """A label for every token."""
-
-    def __init__(self, config: RmtConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.model = RmtModel(config)
-        self.head = ModernBertPredictionHead(config)
-        self.drop = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
 
     def forward(
         self,
