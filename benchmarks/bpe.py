@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from machine import cpu_model
 from tokenizers import Tokenizer
 
 from megatron_dna.genome.fasta import read_fasta
@@ -57,14 +57,6 @@ def megabases_per_second(encode: Callable[[str], object], pieces: list[str]) -> 
     for piece in pieces:
         encode(piece)
     return sum(map(len, pieces)) / (time.process_time() - start) / 1e6
-
-
-def cpu_model() -> str:
-    """As the kernel names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
 
 
 def main() -> None:

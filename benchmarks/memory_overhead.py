@@ -14,15 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 import torch.distributed as dist
+from machine import cpu_model
 
 from megatron_dna.config import Config, load_config
 from megatron_dna.data.loader import Batch
@@ -113,21 +112,13 @@ def main() -> None:
     seconds = [(without.step(), with_memory.step()) for _ in range(args.rounds + 2)][2:]
     parameters = sum(parameter.numel() for parameter in without.model.parameters())
     print(json.dumps({
-        "machine": cpu_name(), "torch": torch.__version__, "parameters": parameters,
+        "machine": cpu_model(), "torch": torch.__version__, "parameters": parameters,
         **vars(args),
         "plain_s": statistics.median(first for first, _ in seconds),
         "memory_s": statistics.median(second for _, second in seconds),
         "ratio": statistics.median(second / first for first, second in seconds),
     }, indent=1))  # fmt: skip
     topology.shutdown()
-
-
-def cpu_name() -> str:
-    """As the kernel has it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from machine import cpu_model
 
 from megatron_dna.genome.fasta import read_fasta
 from megatron_dna.tokenizer.train import train_tokenizer
@@ -188,14 +189,6 @@ def measure_memory(args: argparse.Namespace, tokenizer: Path, folder: Path) -> N
         print(
             f"| {result['bases']:,} | {result['peak_gib']:.2f} | {rate(result):.1f} |", flush=True
         )
-
-
-def cpu_model() -> str:
-    """As the kernel names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
 
 
 def main() -> None:
