@@ -132,13 +132,16 @@ def _merges(model: dict[str, Any], ids: dict[str, int]) -> list[tuple[int, int, 
     for rank, merge in enumerate(_list(model.get("merges"), "model.merges")):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not (
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
+            isinstance(pair, list)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], str)
         ):
             raise ValueError(f"model.merges[{rank}] ({merge!r}) must be two tokens")
         left, right = pair
-        absent = next((token for token in (left, right, left + right) if token not in ids), None)
-        if absent is not None:
-            raise ValueError(f"model.merges[{rank}] ({merge!r}) needs {absent!r} in model.vocab")
+        for token in (left, right, left + right):
+            if token not in ids:
+                raise ValueError(f"model.merges[{rank}] ({merge!r}) needs {token!r} in model.vocab")
         if (left, right) in merges:
             first = merges[left, right]
             raise ValueError(f"model.merges[{rank}] ({merge!r}) repeats model.merges[{first}]")
