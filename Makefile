@@ -51,6 +51,18 @@ recall: setup  ## Test what memory holds: train 3 seeds a variant, ask after 7 t
 test: setup  ## The whole test suite (PYTEST_ARGS='-k name' picks tests)
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
+# The newest Megatron-Core that constraints.txt has; it needs Python 3.12.
+LATEST_PYTHON ?= $(shell bash tools/find_python.sh 3.12)
+
+.PHONY: test-latest
+test-latest: setup  ## Unit and rank tests on Python 3.12 with the newest Megatron-Core, if it is there
+	@if [ -z "$(LATEST_PYTHON)" ]; then echo \
+		"test-latest: no Python 3.12 on PATH or in pyenv: nothing was tested (LATEST_PYTHON names one)"; \
+	else \
+		MEGATRON_DNA_OLDER_PYTHON="$(abspath $(VENV_PYTHON))" $(MAKE) --no-print-directory test \
+			VENV=.venv-latest PYTHON="$(LATEST_PYTHON)" PYTEST_ARGS="tests/unit tests/dist $(PYTEST_ARGS)"; \
+	fi
+
 # The extension is built apart (build/sanitize) and found first; its runtime must load before all.
 SANITIZED = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) \
 	$$($${CXX:-g++} -print-file-name=libstdc++.so)" \
