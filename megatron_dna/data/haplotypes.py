@@ -116,6 +116,17 @@ def parse_haplotype_options(
     )
 
 
+def count_haplotypes(options: HaplotypeOptions) -> int:
+    """How many there are of a contig with two of each sample; reads a header alone.
+
+    Raises:
+        ValueError: the file is none of VCF, or has not the samples.
+        OSError: the file cannot be read.
+    """
+    samples = choose_samples(open_vcf(options.vcf[0]), options.samples)
+    return len(samples) * (2 if options.variants.haplotypes == "both" else 1)
+
+
 class HaplotypeSource:
     """The documents of haplotypes: read once to plan them, and once more to encode them.
 
