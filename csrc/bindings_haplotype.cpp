@@ -74,6 +74,13 @@ py::tuple edits(const ContigHaplotypes& self, std::size_t index) {
   return py::make_tuple(starts, ref_lengths, alt_lengths);
 }
 
+py::array_t<std::int64_t> edits_beside_n(const ContigHaplotypes& self, std::size_t index) {
+  const std::vector<std::size_t> indices = self.haplotype(index).edits_beside_n();
+  py::array_t<std::int64_t> result(static_cast<py::ssize_t>(indices.size()));
+  std::copy(indices.begin(), indices.end(), result.mutable_data());
+  return result;
+}
+
 py::bytes spell(const ContigHaplotypes& self, std::size_t index, std::int64_t start,
                 std::int64_t end, std::int64_t reference_start, const py::buffer& reference) {
   const py::buffer_info info = reference.request();
@@ -120,6 +127,7 @@ void bind_haplotypes(py::module_& m) {
           },
           py::arg("haplotype"))
       .def("edits", &edits, py::arg("haplotype"))
+      .def("edits_beside_n", &edits_beside_n, py::arg("haplotype"))
       .def(
           "reference_span",
           [](const ContigHaplotypes& self, std::size_t index, std::int64_t start,

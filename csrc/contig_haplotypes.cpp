@@ -108,6 +108,7 @@ std::size_t ContigHaplotypes::add(std::string_view lines) {
 
 void ContigHaplotypes::finish() {
   table_.edits.shrink_to_fit();
+  table_.beside_n.shrink_to_fit();
   table_.bases.shrink_to_fit();
   for (State& state : states_) state.haplotype.shrink_to_fit();
   alleles_ = {};
@@ -138,9 +139,11 @@ bool ContigHaplotypes::matches_reference() {
   } catch (const std::invalid_argument&) {
     fail("REF '" + shown(ref_) + "' has letters that are not nucleotides");
   }
-  const std::int64_t end = position_ + static_cast<std::int64_t>(ref_.size());
-  const bool is_inside = position_ >= 0 && end <= contig_.length;
-  const std::string_view found = is_inside ? fetch(position_, end) : std::string_view();
+  const auto size = static_cast<std::int64_t>(ref_.size());
+  // No sum: POS may be any number.
+  const bool is_inside = position_ >= 0 && position_ <= contig_.length - size;
+  const std::string_view found =
+      is_inside ? fetch(position_, position_ + size) : std::string_view();
   if (is_inside && found == expected) return true;
   if (options_.skip_ref_mismatch) {
     ++num_ref_mismatches_;
@@ -295,7 +298,17 @@ std::uint32_t ContigHaplotypes::store(std::string_view alt) {
   table_.edits.push_back({position_ + static_cast<std::int64_t>(prefix), to_uint32(rest_ref.size()),
                           to_uint32(rest_alt.size()), table_.bases.size()});
   table_.bases += rest_alt;
-  return static_cast<std::uint32_t>(table_.edits.size() - 1);
+  const auto number = static_cast<std::uint32_t>(table_.edits.size() - 1);
+  if (is_beside_n(table_.edits.back())) table_.beside_n.push_back(number);
+  return number;
+}
+
+// Whether what it replaces, what it puts in or a neighbour of both is N.
+bool ContigHaplotypes::is_beside_n(const Edit& edit) {
+  if (table_.bases_of(edit).find('N') != std::string_view::npos) return true;
+  const std::int64_t start = std::max<std::int64_t>(edit.start - 1, 0);
+  const std::int64_t end = std::min(edit.start + edit.ref_length + 1, contig_.length);
+  return fetch(start, end).find('N') != std::string_view::npos;
 }
 
 }  // namespace megatron_dna

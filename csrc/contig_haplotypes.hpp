@@ -101,6 +101,7 @@ class ContigHaplotypes {
   bool settle_phase(std::size_t sample, Genotype& genotype);
   void apply(std::size_t sample, std::size_t which, std::int32_t number);
   std::uint32_t store(std::string_view alt);
+  bool is_beside_n(const Edit& edit);
 
   VariantOptions options_;
   std::vector<SampleColumn> samples_;

@@ -22,6 +22,17 @@ void Haplotype::shrink_to_fit() {
   shifts_.shrink_to_fit();
 }
 
+std::vector<std::size_t> Haplotype::edits_beside_n() const {
+  std::vector<std::size_t> indices;
+  for (const std::uint32_t number : table_->beside_n) {
+    const auto found = std::lower_bound(numbers_.begin(), numbers_.end(), number);
+    if (found != numbers_.end() && *found == number) {
+      indices.push_back(static_cast<std::size_t>(found - numbers_.begin()));
+    }
+  }
+  return indices;
+}
+
 Haplotype::Cursor Haplotype::seek(std::int64_t position) const {
   // The last noted shift whose edit starts at or before the position; edits before that one end
   // where it starts at the latest.

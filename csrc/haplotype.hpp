@@ -24,14 +24,16 @@ struct Edit {
 // The edits that haplotypes of one contig have in common: each is stored once.
 struct EditTable {
   std::vector<Edit> edits;
-  std::string bases;  // what the edits put in, one after the other
+  std::vector<std::uint32_t> beside_n;  // numbers of those with an N in them or next to them
+  std::string bases;                    // what the edits put in, one after the other
 
   std::string_view bases_of(const Edit& edit) const {
     return std::string_view(bases).substr(edit.alt_offset, edit.alt_length);
   }
 };
 
-// Numbers of edits of a table, in the order of the reference; none overlaps the one before.
+// Numbers of edits of a table, ascending and in the order of the reference; none overlaps the one
+// before.
 // Memory: 4 bytes an edit, and 8 for every 64. The table outlives the haplotype.
 class Haplotype {
  public:
@@ -46,6 +48,8 @@ class Haplotype {
   std::int64_t length() const { return reference_length_ + shift_; }
   std::size_t num_edits() const { return numbers_.size(); }
   const Edit& edit(std::size_t index) const { return table_->edits[numbers_[index]]; }
+  // Which of its edits have an N in them or next to them: where runs of N may differ.
+  std::vector<std::size_t> edits_beside_n() const;
 
   // The reference that `spell` needs for the bases [start, end). Throws std::invalid_argument
   // unless these are at least one base of the haplotype.

@@ -31,10 +31,13 @@ from megatron_dna import _core
 from megatron_dna.data.indexed import IndexedTokens
 from megatron_dna.data.writer import IndexedWriter
 from megatron_dna.genome.sequence import clean_sequence, find_stretches, reverse_complement
+from megatron_dna.genome.variants import VariantOptions
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
 from tests.unit.test_bpe import SPECIALS, random_merges, write_spec
 from tests.unit.test_bpe_trainer import learn, reference
+from tests.unit.test_haplotypes import check_cuts, check_parts
+from tests.unit.variant_files import SAMPLES, edits_of, random_case, read_all, spell, vcf_text
 
 ODD = ["N" * 9, "N" * 10, "-", " ", "\n", "\0", "é", "\u3000", "[CLS", "acgt", "R", *SPECIALS]
 NUMBERS = [0, 1, 2, 3, 127, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
@@ -131,6 +134,64 @@ def read_pair(rng: random.Random, folder: Path) -> None:
     assert np.concatenate(list(pair.iter_chunks(7))).tobytes() == tokens.read_bytes()
 
 
+def build_haplotypes(rng: random.Random, folder: Path) -> None:
+    """Haplotypes of random records, whole and in parts, against those spelled out slowly."""
+    contigs, records = random_case(rng.randrange(2**32), num_contigs=3)
+    (folder / "v.vcf").write_text(vcf_text(records, SAMPLES))
+    for variants in read_all(folder / "v.vcf", contigs):
+        reference_bases = contigs[variants.contig]
+        own = [record for record in records if record.contig == variants.contig]
+        for haplotype in variants.haplotypes:
+            edits = edits_of(own, SAMPLES.index(haplotype.sample), haplotype.number)
+            text = spell(reference_bases, edits)
+            assert haplotype.read(0, haplotype.length).decode() == text
+            check_parts(haplotype, reference_bases, text, edits, rng)
+            check_cuts(haplotype, reference_bases, edits)
+
+
+def read_vcf(rng: random.Random, folder: Path) -> None:
+    """A VCF file of odd or damaged lines is refused, or its haplotypes are whole."""
+    contigs, records = random_case(rng.randrange(2**32), num_contigs=3)
+    lines = vcf_text(records, SAMPLES).splitlines()
+    for _ in range(rng.randrange(6)):
+        at = rng.randrange(len(lines))
+        fields = lines[at].split("\t")
+        column = rng.randrange(len(fields))
+        fields[column] = rng.choice(ODD_FIELDS.get(column, ODD_GENOTYPES))
+        lines[at] = "\t".join(fields)
+    text = "\n".join(lines).encode()
+    (folder / "v.vcf").write_bytes(damage(rng, text) if rng.random() < 0.5 else text + b"\n")
+    options = VariantOptions(
+        unphased=rng.choice(["error", "skip", "random"]),
+        on_ref_mismatch=rng.choice(["error", "skip"]),
+    )
+    with contextlib.suppress(ValueError):
+        for variants in read_all(folder / "v.vcf", contigs, options):
+            for haplotype in variants.haplotypes:
+                bases = haplotype.read(0, haplotype.length) if haplotype.length else b""
+                assert set(bases) <= set(b"ACGTN")
+                starts, ref_lengths, alt_lengths = haplotype.edits()
+                growth = int((alt_lengths - ref_lengths).sum())
+                assert len(bases) == len(contigs[variants.contig]) + growth
+                assert (starts[1:] >= (starts + ref_lengths)[:-1]).all()
+                cut = rng.randrange(len(bases) + 1)
+                parts = [p for p in ((0, cut), (cut, len(bases))) if p[0] < p[1]]
+                assert b"".join(haplotype.read(*part) for part in parts) == bases
+
+
+ODD_GENOTYPES = [
+    *("0|1", "1|1", "0/1", "./.", ".", "1", "0", "|0|1", "/1|0", "0|1|1", "2|0", "99999999999|0"),
+    *("", ":", "0|1:7", "7:0|1", "0|", "|", "x|y", "-1|0", "1048577|0", "0|0"),
+]
+ODD_FIELDS: dict[int, list[str]] = {
+    0: ["c0", "c1", "c9", "", "#c0"],
+    1: ["0", "1", "2", "-1", "", "x", "60", "61", "99999999999999999999", "9223372036854775807"],
+    3: ["A", "a", "AAA", "R", "", "é", "N", "C" * 70],
+    4: ["<DEL>", "*", ".", "A,<DEL>,*", "A,,C", "N" * 10, "ryk", "A[c1:3[", "", "AC" * 300],
+    8: ["GT", "DP:GT", "GT:DP", "DP", "", ":GT", "GT:GT"],
+}
+
+
 def damage(rng: random.Random, content: bytes) -> bytes:
     """Some bytes changed, numbers overwritten, cut out or put in."""
     data = bytearray(content)
@@ -152,7 +213,10 @@ def damage(rng: random.Random, content: bytes) -> bytes:
 
 TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
     function.__name__: function
-    for function in (encode_bpe, encode_kmers, train_bpe, clean, read_pair)
+    for function in (
+        *(encode_bpe, encode_kmers, train_bpe, clean, read_pair),
+        *(build_haplotypes, read_vcf),
+    )
 }
 
 

@@ -46,10 +46,9 @@ class CoordinateWriter:
 
     def add_document(self, document: Document) -> None:
         """Adds the next document of the .bin file."""
-        sample, number, start = REFERENCE, 0, document.start
+        sample, number = REFERENCE, 0
         if isinstance(document, HaplotypeDocument):
             sample, number = document.haplotype.sample, document.haplotype.number
-            start = document.hap_start
         key = (document.contig, sample, number)
         if key not in self._sequences:
             self._sequences[key] = len(self._sequences)
@@ -58,7 +57,7 @@ class CoordinateWriter:
                 if isinstance(document, HaplotypeDocument)
                 else _IDENTITY
             )
-        self._add(key, start, document.length, document.strand == "-")
+        self._add(key, document.start, document.length, document.strand == "-")
 
     def add_all(self, other: DocumentCoordinates) -> None:
         """Adds the documents of another prefix, in their order."""

@@ -1,6 +1,6 @@
 """Corpora: many sources preprocessed by one file, on one machine or in shards that are then joined.
 
-Laid end to end, by the size of their FASTA files, the sources make a line; shard i of n takes the
+Laid end to end, by about the bases to be encoded, the sources make a line; shard i of n takes the
 i-th of n equal parts of it. So each shard reads the sources that it has a part of, and no other.
 """
 
@@ -18,6 +18,7 @@ from megatron_dna.data import manifest as manifests
 from megatron_dna.data.haplotypes import (
     HAPLOTYPE_KEYS,
     HaplotypeOptions,
+    count_haplotypes,
     parse_haplotype_options,
 )
 from megatron_dna.data.merge import merge_parts
@@ -25,6 +26,9 @@ from megatron_dna.data.preprocess import PreprocessOptions, find_finished, prepr
 from megatron_dna.genome.regions import is_bed
 
 BLEND_FILE = "blend.yaml"
+VARIANT_SPACING = 1000
+"""Bases between two variants of a haplotype, about those of a human one (4 to 5 million sites in a
+genome of two times 3.1 billion bases: The 1000 Genomes Project Consortium, Nature 526, 68-74)."""
 OPTION_KEYS = ("species", "reverse_complement", "min_length", "drop_duplicate_windows")
 _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "fasta": ((str, list), "text, or a list of it"),
@@ -182,9 +186,9 @@ def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[S
     if not 1 <= shard <= num_shards:
         raise ValueError(f"shard ({shard}/{num_shards}) must be I/N with 1 <= I <= N")
     costs = [_cost(source.options) for source in sources]
-    total = Fraction(sum(costs))
+    total = sum(costs, Fraction(0))
     first, last = Fraction(shard - 1, num_shards), Fraction(shard, num_shards)
-    taken, position = [], 0
+    taken, position = [], Fraction(0)
     for source, cost in zip(sources, costs, strict=True):
         # The shard's ends, as shares of this source.
         start, end = ((bound * total - position) / cost for bound in (first, last))
@@ -197,16 +201,28 @@ def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[S
     return taken
 
 
-def _cost(options: PreprocessOptions) -> int:
+def _cost(options: PreprocessOptions) -> Fraction:
     """About the bases to be encoded; only how well shards are balanced depends on it."""
-    num_bases = 1
-    for path in options.fasta:
+    for path in options.inputs:
         if not path.is_file():
             raise ValueError(f"input file {path} is not there, or not a regular file")
+    num_bases = 1
+    for path in options.fasta:
         with path.open("rb") as stream:
             is_compressed = stream.read(2) == b"\x1f\x8b"
         num_bases += path.stat().st_size * (4 if is_compressed else 1)
-    return num_bases * (1 + options.reverse_complement)
+    num_copies = Fraction(1)  # of the reference
+    if options.haplotypes:
+        num_copies = count_haplotypes(options.haplotypes) * _share_written(options.haplotypes)
+        num_copies += not options.haplotypes.no_reference
+    return num_bases * (1 + options.reverse_complement) * num_copies
+
+
+def _share_written(haplotypes: HaplotypeOptions) -> Fraction:
+    """About what the windows around variants are of a haplotype."""
+    if haplotypes.context is None:
+        return Fraction(1)
+    return min(Fraction(1), Fraction(2 * haplotypes.context, VARIANT_SPACING))
 
 
 def part_prefix(prefix: Path, shard: int, num_shards: int) -> Path:

@@ -107,7 +107,7 @@ def _encode(
         offset = start + spelt
         position = document.start + offset if document.strand == "+" else document.end - 1 - offset
         raise ValueError(
-            f"contig {document.contig!r}, position {position + 1} (1-based): the tokenizer has no "
-            f"token for {bases[spelt : spelt + 1].decode()!r}; train one whose alphabet has it"
+            f"{document.sequence}, position {position + 1} (1-based): the tokenizer has no token "
+            f"for {bases[spelt : spelt + 1].decode()!r}; train one whose alphabet has it"
         )
     return ids

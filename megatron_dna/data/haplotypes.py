@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_dna.genome.corpus import SPLITS, Plan, Split
+from megatron_dna.genome.corpus import SPLITS, Plan, Split, keep_new
+from megatron_dna.genome.duplicates import DuplicateWindows
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument, plan_haplotype
+from megatron_dna.genome.regions import Interval
 from megatron_dna.genome.store import SequenceStore
 from megatron_dna.genome.variants import ContigVariants, Haplotype, VariantOptions, read_variants
 from megatron_dna.genome.vcf import (
@@ -114,8 +116,22 @@ def parse_haplotype_options(
     )
 
 
+def count_haplotypes(options: HaplotypeOptions) -> int:
+    """How many there are of a contig with two of each sample; reads a header alone.
+
+    Raises:
+        ValueError: the file is none of VCF, or has not the samples.
+        OSError: the file cannot be read.
+    """
+    samples = choose_samples(open_vcf(options.vcf[0]), options.samples)
+    return len(samples) * (2 if options.variants.haplotypes == "both" else 1)
+
+
 class HaplotypeSource:
-    """The documents of haplotypes: read once to plan them, and once more to encode them."""
+    """The documents of haplotypes: read once to plan them, and once more to encode them.
+
+    Where windows that training has already are to be left out, once before that to find them.
+    """
 
     def __init__(self, options: HaplotypeOptions, min_length: int, both_strands: bool) -> None:
         """Reads the headers.
@@ -136,34 +152,58 @@ class HaplotypeSource:
         self._samples = choose_samples(self._files[0], options.samples)
         for file in self._files[1:]:
             choose_samples(file, SampleChoice(self._samples))
+        self._duplicates: DuplicateWindows | None = None
+        self._first_sequence = 0  # of `_duplicates` that is ours
         self._contigs: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._row_of = array("q")  # for each document
         self._lengths = array("q")
         self._splits = array("b")  # numbers of SPLITS
 
+    def add_windows(
+        self,
+        plan: Plan,
+        store: SequenceStore,
+        windows: DuplicateWindows,
+        advance: Callable[[int], object],
+    ) -> None:
+        """Adds the documents for training; `plan` and `documents` then leave out what is not new.
+
+        Args:
+            plan, store: see `plan`.
+            windows: has the reference's documents already; `find` is called by the caller.
+            advance: told the number of bases after each document.
+
+        Raises:
+            ValueError, OSError: see `read_variants`.
+        """
+        self._first_sequence = windows.num_sequences
+        for variants in self._read(plan, store):
+            for _, documents in self._cut(variants, plan):
+                for document in documents:
+                    if document.split == "train":
+                        windows.add(document.forward)
+                        advance(document.length)
+        self._duplicates = windows
+
     def plan(self, plan: Plan, store: SequenceStore) -> list[tuple[Split, int]]:
         """Split and length of each document; memory: 17 bytes a document, and what is returned.
 
         Args:
-            plan: of the reference; its parts are cut out of every haplotype.
+            plan: of the reference; its held-out regions are cut out of every haplotype.
             store: has the reference.
 
         Raises:
             ValueError, OSError: see `read_variants`.
         """
+        new_parts = self._new_parts()
         for variants in self._read(plan, store):
             self._contigs.append(_describe_contig(variants))
-            for haplotype, documents in self._cut(variants, plan):
-                row = _describe_haplotype(haplotype)
-                for document in documents:
-                    if document.length < self._min_length:
-                        row["short_documents_dropped"] += 1
-                        continue
-                    for _ in range(1 + self._both_strands):
-                        self._row_of.append(len(self._rows))
-                        self._lengths.append(document.length)
-                        self._splits.append(SPLITS.index(document.split))
+            for row, documents in self._cut(variants, plan):
+                for document in self._keep_new(documents, new_parts):
+                    self._row_of.append(len(self._rows))
+                    self._lengths.append(document.length)
+                    self._splits.append(SPLITS.index(document.split))
                 self._rows.append(row)
         return [
             (SPLITS[split], length)
@@ -172,13 +212,10 @@ class HaplotypeSource:
 
     def documents(self, plan: Plan, store: SequenceStore) -> Iterator[HaplotypeDocument]:
         """The documents, contig by contig and haplotype by haplotype; see `plan`."""
+        new_parts = self._new_parts()
         for variants in self._read(plan, store):
             for _, documents in self._cut(variants, plan):
-                for document in documents:
-                    if document.length >= self._min_length:
-                        yield document
-                        if self._both_strands:
-                            yield replace(document, strand="-")
+                yield from self._keep_new(documents, new_parts)
 
     def describe(self, first: int, tokens: Sequence[int]) -> dict[str, Any]:
         """What the manifest says.
@@ -210,10 +247,32 @@ class HaplotypeSource:
 
     def _cut(
         self, variants: ContigVariants, plan: Plan
-    ) -> Iterator[tuple[Haplotype, Iterator[HaplotypeDocument]]]:
-        parts = plan.parts(variants.contig)
+    ) -> Iterator[tuple[dict[str, Any], Iterator[HaplotypeDocument]]]:
+        """Each haplotype's row of the manifest, and its documents that are long enough."""
+        regions, gaps = plan.regions(variants.contig), plan.contig(variants.contig).gaps
         for haplotype in variants.haplotypes:
-            yield haplotype, plan_haplotype(haplotype, parts, self._options.context)
+            row = _describe_haplotype(haplotype)
+            documents = plan_haplotype(haplotype, regions, gaps, self._options.context)
+            yield row, self._drop_short(documents, row)
+
+    def _drop_short(
+        self, documents: Iterator[HaplotypeDocument], row: dict[str, Any]
+    ) -> Iterator[HaplotypeDocument]:
+        for document in documents:
+            if document.length >= self._min_length:
+                yield document
+            else:
+                row["short_documents_dropped"] += 1
+
+    def _new_parts(self) -> Iterator[list[Interval]] | None:
+        if self._duplicates is None:
+            return None
+        return self._duplicates.new_parts(self._first_sequence)
+
+    def _keep_new(
+        self, documents: Iterator[HaplotypeDocument], new_parts: Iterator[list[Interval]] | None
+    ) -> Iterator[HaplotypeDocument]:
+        return keep_new(documents, new_parts, self._min_length, self._both_strands)
 
 
 def _describe_contig(variants: ContigVariants) -> dict[str, Any]:

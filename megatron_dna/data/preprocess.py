@@ -13,6 +13,7 @@ import itertools
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,10 +31,11 @@ from megatron_dna.genome.corpus import (
     SPLITS,
     Document,
     Plan,
-    drop_duplicates,
+    keep_new,
     plan_documents,
     scan,
 )
+from megatron_dna.genome.duplicates import DuplicateWindows
 from megatron_dna.genome.fasta import sha256_of
 from megatron_dna.genome.folders import output_folder
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
@@ -106,23 +108,16 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
     source = _open_haplotypes(options)
     head = describe_run(options, tokenizer)
     folder = options.output_prefix.parent
-    with output_folder(folder), SequenceStore(folder) as store:
+    with output_folder(folder), SequenceStore(folder) as store, _open_windows(options) as windows:
         with _progress("reading", None) as bar:
             contigs = scan(options.fasta, bar.update, store.append)
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
-        duplicates: dict[str, int] = {}
-        if options.drop_duplicate_windows:
-            plan, duplicates = drop_duplicates(
-                plan,
-                store,
-                options.output_prefix.parent,
-                options.drop_duplicate_windows,
-                options.min_length,
-            )
         if options.haplotypes and options.haplotypes.no_reference:
             plan = replace(plan, documents=())
+        if windows:
+            plan = _drop_duplicates(plan, source, store, windows, options)
         outline = [(document.split, document.length) for document in plan.documents]
         outline += source.plan(plan, store) if source else ()
         if not any(split == "train" for split, _ in outline):
@@ -141,7 +136,7 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
                 "command": list(options.command),
                 **head,
                 "dtype": dtype_of(tokenizer.vocab_size).name,
-                **({"duplicate_windows": duplicates} if duplicates else {}),
+                **({"duplicate_windows": _describe_windows(windows)} if windows else {}),
                 **manifests.describe(plan, tokens[: len(plan.documents)]),
             }
             if source:
@@ -156,6 +151,45 @@ def _open_haplotypes(options: PreprocessOptions) -> HaplotypeSource | None:
     if options.haplotypes is None:
         return None
     return HaplotypeSource(options.haplotypes, options.min_length, options.reverse_complement)
+
+
+def _open_windows(
+    options: PreprocessOptions,
+) -> AbstractContextManager[DuplicateWindows | None]:
+    if not options.drop_duplicate_windows:
+        return nullcontext()
+    return DuplicateWindows(options.output_prefix.parent, options.drop_duplicate_windows)
+
+
+def _drop_duplicates(
+    plan: Plan,
+    source: HaplotypeSource | None,
+    store: SequenceStore,
+    windows: DuplicateWindows,
+    options: PreprocessOptions,
+) -> Plan:
+    """The plan without the windows that training has already; haplotypes come after it."""
+    forward = [document for document in plan.documents if document.strand == "+"]
+    with _progress("comparing", None) as bar:
+        for document in forward:
+            if document.split == "train":
+                windows.add(_sequence_of(document, store))
+                bar.update(document.length)
+        if source:
+            source.add_windows(plan, store, windows, bar.update)
+    windows.find()
+    kept = keep_new(forward, windows.new_parts(), options.min_length, options.reverse_complement)
+    return replace(plan, documents=tuple(kept))
+
+
+def _describe_windows(windows: DuplicateWindows) -> dict[str, int]:
+    """What was dropped, counted on the forward strand."""
+    return {
+        "window_length": windows.window_length,
+        "windows": windows.num_windows,
+        "windows_dropped": windows.num_dropped,
+        "bases_dropped": windows.num_bases_dropped,
+    }
 
 
 def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[str, Any]:
@@ -231,11 +265,6 @@ def _check_options(options: PreprocessOptions) -> None:
     ):
         if value < minimum:
             raise ValueError(f"{key} ({value}) must be at least {minimum}")
-    if options.haplotypes and options.drop_duplicate_windows:
-        raise ValueError(
-            f"drop_duplicate_windows ({options.drop_duplicate_windows}) does not go with vcf: "
-            "leave it out, and store windows around variants alone (variant_context)"
-        )
     if not options.output_prefix.name or options.output_prefix.is_dir():
         raise ValueError(
             f"output_prefix ({options.output_prefix}) is a folder; add a name: files begin with it"

@@ -7,12 +7,11 @@ plan is made of coordinates alone (0-based half-open), before any sequence is en
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from megatron_dna.genome.duplicates import DuplicateWindows
 from megatron_dna.genome.fasta import ContigPiece, read_pieces
 from megatron_dna.genome.regions import (
     Interval,
@@ -24,7 +23,6 @@ from megatron_dna.genome.regions import (
     split_interval,
 )
 from megatron_dna.genome.sequence import StretchFinder
-from megatron_dna.genome.store import SequenceStore
 
 Split = Literal["train", "valid"]
 Strand = Literal["+", "-"]
@@ -51,20 +49,24 @@ class ContigSummary:
     stretches: tuple[Interval, ...]
 
     @property
-    def gap_bases(self) -> int:
-        """Bases in runs of 10 or more N, which belong to no document."""
-        return self.length - sum(end - start for start, end in self.stretches)
-
-    @property
-    def num_gaps(self) -> int:
-        """Runs of 10 or more N."""
+    def gaps(self) -> list[Interval]:
+        """Runs of 10 or more N, which belong to no document."""
         bounds = [0, *(bound for stretch in self.stretches for bound in stretch), self.length]
-        return sum(bounds[i] < bounds[i + 1] for i in range(0, len(bounds), 2))
+        pairs = zip(bounds[::2], bounds[1::2], strict=True)
+        return [(start, end) for start, end in pairs if start < end]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A stretch of a contig on one strand; `start` and `end` count on the forward strand."""
+    """A stretch of a sequence on one strand; 0-based half-open, on the forward strand.
+
+    Attributes:
+        contig: the sequence, or what it is a haplotype of.
+        start: its first base on the sequence.
+        end: the base behind its last one.
+        strand: "-" if it reads from `end` to `start`.
+        split: the file it goes to.
+    """
 
     contig: str
     start: int
@@ -73,9 +75,17 @@ class Document:
     split: Split
 
     @property
+    def sequence(self) -> str:
+        """What `start` and `end` count on, for messages."""
+        return f"contig {self.contig!r}"
+
+    @property
     def length(self) -> int:
         """Bases."""
         return self.end - self.start
+
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,14 @@ class Plan:
     documents: tuple[Document, ...]
     dropped: tuple[Document, ...]
 
-    def parts(self, name: str) -> list[Part]:
-        """The parts of a contig that documents are made of."""
-        contig = next(contig for contig in self.contigs if contig.name == name)
+    def contig(self, name: str) -> ContigSummary:
+        """A contig by its name."""
+        return next(contig for contig in self.contigs if contig.name == name)
+
+    def regions(self, name: str) -> list[Part]:
+        """All of a contig, runs of N too, as held-out regions cut it; each with its split."""
         cuts = [(region.start, region.end) for region in self.holdout if region.contig == name]
-        return contig_parts(contig, cuts)
+        return _split_by(cuts, (0, self.contig(name).length))
 
 
 def scan(
@@ -128,15 +141,6 @@ def scan(
         stretches = tuple(finder.stretches())
         summaries.append(ContigSummary(name, path, finder.length, num_ambiguous, stretches))
     return summaries
-
-
-def contig_parts(contig: ContigSummary, cuts: Iterable[Interval]) -> list[Part]:
-    """A contig's stretches between runs of N, cut at held-out regions; each part with its split."""
-    return [
-        (part, "valid" if inside else "train")
-        for stretch in contig.stretches
-        for part, inside in split_interval(stretch, cuts)
-    ]
 
 
 def plan_documents(
@@ -170,7 +174,11 @@ def plan_documents(
     documents: list[Document] = []
     dropped: list[Document] = []
     for contig in contigs:
-        for (start, end), split in contig_parts(contig, cuts.get(contig.name, ())):
+        for (start, end), split in (
+            part
+            for stretch in contig.stretches
+            for part in _split_by(cuts.get(contig.name, ()), stretch)
+        ):
             forward = Document(contig.name, start, end, "+", split)
             if forward.length < min_length:
                 dropped.append(forward)
@@ -184,50 +192,37 @@ def plan_documents(
     return plan
 
 
-def drop_duplicates(
-    plan: Plan, store: SequenceStore, folder: Path, window_length: int, min_length: int = 0
-) -> tuple[Plan, dict[str, int]]:
-    """Leaves the windows out of training that it has already; `valid` stays as it is.
+def keep_new(
+    documents: Iterable[AnyDocument],
+    new_parts: Iterator[list[Interval]] | None,
+    min_length: int,
+    both_strands: bool,
+) -> Iterator[AnyDocument]:
+    """What training has not had yet of documents, and all of those that are held out.
 
     Args:
-        plan: of the documents; what is left of one makes shorter ones.
-        store: has their sequence.
-        folder: for scratch files.
-        window_length: see `DuplicateWindows`.
-        min_length: what is left and shorter is dropped too (bases).
-
-    Returns:
-        The plan, and what was dropped, counted on the forward strand.
-
-    Raises:
-        ValueError: `window_length` is too short.
-        OSError: the disk is full or fails.
+        documents: on the forward strand.
+        new_parts: of each document for training, from `DuplicateWindows.new_parts`; None where
+            all is kept.
+        min_length: shorter parts are dropped too (bases).
+        both_strands: each part is followed by its reverse complement.
     """
-    forward = [d for d in plan.documents if d.split == "train" and d.strand == "+"]
-    both_strands = any(document.strand == "-" for document in plan.documents)
-    kept: dict[Document, list[Document]] = {}
-    with DuplicateWindows(folder, window_length) as windows:
-        for document in forward:
-            windows.add(store.stretch(document.contig, document.start, document.end))
-        for document, parts in zip(forward, windows.new_parts(), strict=True):
-            kept[document] = [
-                replace(document, start=document.start + a, end=document.start + b, strand=strand)
-                for a, b in parts
-                if b - a >= min_length
-                for strand in (("+", "-") if both_strands else ("+",))
-            ]
-    documents = [
-        part
-        for document in plan.documents
-        if document.split != "train" or document.strand == "+"
-        for part in kept.get(document, [document])
+    for document in documents:
+        parts = [(0, document.length)]
+        if new_parts is not None and document.split == "train":
+            parts = next(new_parts)
+        for start, end in parts:
+            if end - start >= min_length:
+                part = replace(document, start=document.start + start, end=document.start + end)
+                yield part
+                if both_strands:
+                    yield replace(part, strand="-")
+
+
+def _split_by(cuts: Iterable[Interval], interval: Interval) -> list[Part]:
+    return [
+        (part, "valid" if inside else "train") for part, inside in split_interval(interval, cuts)
     ]
-    return replace(plan, documents=tuple(documents)), {
-        "window_length": window_length,
-        "windows": windows.num_windows,
-        "windows_dropped": windows.num_dropped,
-        "bases_dropped": windows.num_bases_dropped,
-    }
 
 
 def _check_splits(plan: Plan, min_length: int) -> None:

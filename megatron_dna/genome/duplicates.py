@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
+from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,12 +42,14 @@ _WINDOW = np.dtype([("end", "<i8"), ("kept", "?")])
 class DuplicateWindows:
     """Finds the windows of sequences that are the same as a window before them.
 
-    First every sequence is added; then each one's parts that are new are given out, in the same
-    order. Memory: 24 bytes a window, divided by `NUM_BUCKETS`.
+    First every sequence is added, then `find` is called; then each one's parts that are new are
+    given out, in the same order. Memory: 24 bytes a window, divided by `NUM_BUCKETS`, and 8 bytes a
+    sequence.
 
     Attributes:
+        window_length: in the mean (bases).
         num_windows: of all sequences.
-        num_dropped: of these, those that were there already.
+        num_dropped: of these, those that were there already; known after `find`.
         num_bases_dropped: their bases.
     """
 
@@ -66,8 +69,8 @@ class DuplicateWindows:
                 f"a window of duplicates ({window_length}) has at least {2 * KMER} bases"
             )
         self.num_windows = self.num_dropped = self.num_bases_dropped = 0
-        self._window_length = window_length
-        self._counts: list[int] = []  # windows of each sequence
+        self.window_length = window_length
+        self._counts = array("q")  # windows of each sequence
         self._stack = ExitStack()
         self._windows, *self._buckets = (
             self._stack.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
@@ -82,7 +85,7 @@ class DuplicateWindows:
         """
         before = self.num_windows
         for start, end in itertools.pairwise(
-            itertools.chain([0], find_cuts(sequence, self._window_length))
+            itertools.chain([0], find_cuts(sequence, self.window_length))
         ):
             forward = sequence.read(start, end)
             text = min(forward, reverse_complement(forward))
@@ -93,16 +96,19 @@ class DuplicateWindows:
             self.num_windows += 1
         self._counts.append(self.num_windows - before)
 
-    def new_parts(self) -> Iterator[list[Interval]]:
-        """Of each sequence that was added, the parts that none before it has; none are empty.
+    @property
+    def num_sequences(self) -> int:
+        """How many were added."""
+        return len(self._counts)
+
+    def find(self) -> None:
+        """Settles which windows are new; call it once, when every sequence is added.
 
         Raises:
             OSError: the disk is full or fails.
         """
         self._windows.flush()
-        windows = (
-            np.memmap(self._windows, _WINDOW, "r+") if self.num_windows else np.empty(0, _WINDOW)
-        )
+        windows = self._map()
         for bucket in self._buckets:
             bucket.seek(0)
             records = np.frombuffer(bucket.read(), _RECORD)
@@ -112,25 +118,36 @@ class DuplicateWindows:
                 records["low"][1:] == records["low"][:-1]
             )
             windows["kept"][records["number"][same]] = False
-        first = 0
-        for count in self._counts:
-            yield self._join(windows[first : first + count])
-            first += count
+        for own in self._by_sequence(0):
+            dropped = ~own["kept"]
+            self.num_dropped += int(dropped.sum())
+            self.num_bases_dropped += int(np.diff(own["end"], prepend=0)[dropped].sum())
 
-    def _join(self, windows: npt.NDArray[Any]) -> list[Interval]:
-        """Neighbouring windows that are kept, as one part each."""
-        parts: list[Interval] = []
-        start = 0
-        for end, kept in windows.tolist():
-            if not kept:
-                self.num_dropped += 1
-                self.num_bases_dropped += end - start
-            elif parts and parts[-1][1] == start:
-                parts[-1] = (parts[-1][0], end)
-            else:
-                parts.append((start, end))
-            start = end
-        return parts
+    def new_parts(self, first: int = 0) -> Iterator[list[Interval]]:
+        """Of each sequence, the parts that none before it has; none are empty. See `find`.
+
+        Args:
+            first: the sequence to begin with, in the order of `add`.
+        """
+        for windows in self._by_sequence(first):
+            parts: list[Interval] = []
+            start = 0
+            for end, kept in windows.tolist():
+                if kept and parts and parts[-1][1] == start:
+                    parts[-1] = (parts[-1][0], end)
+                elif kept:
+                    parts.append((start, end))
+                start = end
+            yield parts
+
+    def _map(self) -> npt.NDArray[Any]:
+        return np.memmap(self._windows, _WINDOW, "r+") if self.num_windows else np.empty(0, _WINDOW)
+
+    def _by_sequence(self, first: int) -> Iterator[npt.NDArray[Any]]:
+        windows, begin = self._map(), sum(self._counts[:first])
+        for count in self._counts[first:]:
+            yield windows[begin : begin + count]
+            begin += count
 
     def __enter__(self) -> DuplicateWindows:
         return self

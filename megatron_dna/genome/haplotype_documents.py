@@ -1,11 +1,13 @@
 """Haplotypes as documents: whole stretches, or windows around variants; held-out regions cut them.
 
-The parts of a contig are those of the reference (`corpus.contig_parts`), in its coordinates; here
-they are found on each haplotype.
+As on the reference, a document ends where 10 or more N begin: where the reference has them, and
+where an edit brings shorter runs together. Held-out regions are those of the reference, found on
+each haplotype.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +15,12 @@ import numpy as np
 
 from megatron_dna.genome.coordinates import CoordinateMap, Positions
 from megatron_dna.genome.corpus import Document, Part
-from megatron_dna.genome.regions import Interval
+from megatron_dna.genome.regions import Interval, merge_intervals
+from megatron_dna.genome.sequence import MIN_GAP_LENGTH
 from megatron_dna.genome.variants import Haplotype
+
+BLOCK_LENGTH = 1 << 16
+"""Bases that are read at once to find the ends of a run of N."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +38,26 @@ class HaplotypePart:
 
 @dataclass(frozen=True)
 class HaplotypeDocument(Document):
-    """A part of a haplotype; `start` and `end` count on the reference.
-
-    Attributes:
-        haplotype: what it is a part of.
-        hap_start: its first base on the haplotype, 0-based.
-        hap_end: the base behind its last one.
-    """
+    """A part of a haplotype, on which `start` and `end` count."""
 
     haplotype: Haplotype
-    hap_start: int
-    hap_end: int
 
     @property
-    def length(self) -> int:
-        """Bases."""
-        return self.hap_end - self.hap_start
+    def sequence(self) -> str:
+        """See `Document.sequence`."""
+        return (
+            f"contig {self.contig!r}, haplotype {self.haplotype.number} of sample "
+            f"{self.haplotype.sample!r}"
+        )
 
     @property
     def forward(self) -> HaplotypePart:
         """Its forward strand."""
-        return HaplotypePart(self.haplotype, self.hap_start, self.length)
+        return HaplotypePart(self.haplotype, self.start, self.length)
 
 
 def plan_haplotype(
-    haplotype: Haplotype, parts: Sequence[Part], context: int | None
+    haplotype: Haplotype, regions: Sequence[Part], gaps: Sequence[Interval], context: int | None
 ) -> Iterator[HaplotypeDocument]:
     """The documents of a haplotype in order, forward strand only.
 
@@ -65,23 +66,82 @@ def plan_haplotype(
 
     Args:
         haplotype: to be cut.
-        parts: of its contig, from `corpus.contig_parts`.
-        context: bases on both sides of each variant; windows that meet are one. None: whole parts.
+        regions: of its contig, from `Plan.regions`.
+        gaps: of its contig, from `ContigSummary.gaps`.
+        context: bases on both sides of each variant; windows that meet are one. None: whole
+            stretches.
     """
     coordinates = haplotype.coordinates()
     windows = None if context is None else _windows(haplotype, context)
-    for part, split in parts:
-        starts, ends = _inside(part, windows)
-        hap_starts, hap_ends = coordinates.lower(starts), coordinates.upper(ends)
+    own_gaps = find_gaps(haplotype, coordinates, gaps)
+    for region, split in regions:
+        starts, ends = _inside(region, windows)
         if split == "train":
-            hap_starts, hap_ends = _without_borders(coordinates, haplotype, starts, ends)
-        for start, end, hap_start, hap_end in np.stack(
-            [starts, ends, hap_starts, hap_ends], 1
-        ).tolist():
-            if hap_start < hap_end:
-                yield HaplotypeDocument(
-                    haplotype.contig, start, end, "+", split, haplotype, hap_start, hap_end
-                )
+            starts, ends = _without_borders(coordinates, haplotype, starts, ends)
+        else:
+            starts, ends = coordinates.lower(starts), coordinates.upper(ends)
+        for start, end in _cut_out(own_gaps, starts, ends):
+            yield HaplotypeDocument(haplotype.contig, start, end, "+", split, haplotype)
+
+
+def find_gaps(
+    haplotype: Haplotype, coordinates: CoordinateMap, gaps: Sequence[Interval]
+) -> list[Interval]:
+    """The runs of 10 or more N of a haplotype, in its own coordinates.
+
+    Those of the reference that no edit touches are only moved. What edits make, join, part or end
+    is looked up around the edits that have an N in them or next to them.
+
+    Args:
+        haplotype: to be looked at.
+        coordinates: of it.
+        gaps: of the reference.
+    """
+    edit_starts, ref_lengths, alt_lengths = haplotype.edits()
+    shifts = np.cumsum(alt_lengths - ref_lengths) - (alt_lengths - ref_lengths)
+    beside_n = haplotype.edits_beside_n()
+    starts, ends = np.array(gaps, np.int64).reshape(-1, 2).T
+    is_moved = np.ones(len(gaps), bool)
+    found: list[Interval] = []
+    for start, ref_length, alt_length, shift in np.stack(
+        [edit_starts, ref_lengths, alt_lengths, shifts], 1
+    )[beside_n].tolist():
+        touched = slice(
+            int(np.searchsorted(ends, start)),
+            int(np.searchsorted(starts, start + ref_length, side="right")),
+        )
+        is_moved[touched] = False
+        found += _runs_of_n(haplotype, start + shift, start + shift + alt_length)
+    moved = coordinates.upper(starts[is_moved]), coordinates.lower(ends[is_moved])
+    return merge_intervals([*found, *zip(moved[0].tolist(), moved[1].tolist(), strict=True)])
+
+
+def _runs_of_n(haplotype: Haplotype, start: int, end: int) -> list[Interval]:
+    """The runs of 10 or more N that touch or lie inside bases of a haplotype, in full."""
+    is_n = True
+    while is_n and start > 0:
+        block = haplotype.read(max(start - BLOCK_LENGTH, 0), start)
+        start -= len(block) - len(block.rstrip(b"N"))
+        is_n = block.count(b"N") == len(block)
+    is_n = True
+    while is_n and end < haplotype.length:
+        block = haplotype.read(end, min(end + BLOCK_LENGTH, haplotype.length))
+        end += len(block) - len(block.lstrip(b"N"))
+        is_n = block.count(b"N") == len(block)
+    runs = re.finditer(rb"N{%d,}" % MIN_GAP_LENGTH, haplotype.read(start, end))
+    return [(start + run.start(), start + run.end()) for run in runs]
+
+
+def _cut_out(gaps: Sequence[Interval], starts: Positions, ends: Positions) -> Iterator[Interval]:
+    """What intervals have outside of gaps; none are empty. All are sorted and do not overlap."""
+    gap_starts, gap_ends = np.array(gaps, np.int64).reshape(-1, 2).T
+    first = np.searchsorted(gap_ends, starts, side="right").tolist()
+    last = np.searchsorted(gap_starts, ends).tolist()
+    for start, end, low, high in zip(starts.tolist(), ends.tolist(), first, last, strict=True):
+        bounds = [start, *(bound for gap in gaps[low:high] for bound in gap), end]
+        for piece in zip(bounds[::2], bounds[1::2], strict=True):
+            if piece[0] < piece[1]:
+                yield piece
 
 
 def _windows(haplotype: Haplotype, context: int) -> tuple[Positions, Positions]:
@@ -94,10 +154,10 @@ def _windows(haplotype: Haplotype, context: int) -> tuple[Positions, Positions]:
 
 
 def _inside(
-    part: Interval, windows: tuple[Positions, Positions] | None
+    region: Interval, windows: tuple[Positions, Positions] | None
 ) -> tuple[Positions, Positions]:
-    """What a part has of the windows, or all of it."""
-    start, end = part
+    """What a region has of the windows, or all of it."""
+    start, end = region
     if windows is None:
         return np.array([start]), np.array([end])
     starts, ends = windows

@@ -72,6 +72,10 @@ class Haplotype:
         """Where it differs: the start, the length on the reference and here of every edit."""
         return self._core.edits(self._index)
 
+    def edits_beside_n(self) -> Positions:
+        """Which of `edits` have an N in them or next to them, on the reference or here."""
+        return self._core.edits_beside_n(self._index)
+
     def coordinates(self) -> CoordinateMap:
         """To the reference and back; made anew by each call."""
         starts, ref_lengths, alt_lengths = self.edits()

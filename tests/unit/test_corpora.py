@@ -27,6 +27,7 @@ from megatron_dna.data.corpora import (
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 from megatron_dna.genome.regions import Region, read_bed
 from tests.unit.genome_files import ROOT, child_environment, files, run_tool
+from tests.unit.variant_files import Record, vcf_text
 
 
 @pytest.fixture
@@ -90,6 +91,34 @@ def test_each_document_is_in_one_shard(corpus: Path, tmp_path: Path) -> None:
     for shard, num_shards in [(0, 2), (3, 2)]:
         with pytest.raises(ValueError, match=rf"shard \({shard}/{num_shards}\) must be I/N"):
             take_shard(sources, shard, num_shards)
+
+
+def test_shards_are_as_large_as_each_other_with_haplotypes(corpus: Path, tmp_path: Path) -> None:
+    """Else one shard has all of a population, and the others wait for it."""
+    samples, bases = [f"s{i}" for i in range(6)], "ACGTTGCAAC"
+    (tmp_path / "v.vcf").write_text(vcf_text([Record("p", 3, "T", ("A",), ("0|1",) * 6)], samples))
+    (tmp_path / "plain.fa").write_text(">q\n" + bases * 6_000)
+    (tmp_path / "people.fa").write_text(">p\n" + bases * 2_000)
+    content = yaml.safe_load(corpus.read_text())
+    people = {"fasta": "people.fa", "vcf": "v.vcf"}
+    for keys, num_copies in (
+        ({}, 1 + 12),
+        ({"num_samples": 3}, 1 + 6),
+        ({"haplotypes": 2, "no_reference": True}, 6),
+        ({"variant_context": 50, "reverse_complement": True}, 2 * (1 + 12 * 0.1)),
+        ({"variant_context": 5000}, 1 + 12),
+    ):
+        content["sources"] = {"plain": {"fasta": "plain.fa"}, "people": people | keys}
+        corpus.write_text(yaml.safe_dump(content))
+        sources = read_corpus(corpus, tmp_path)
+        num_bases = {"plain": 60_000, "people": 20_000 * num_copies}
+        for num_shards in (2, 5):
+            for shard in range(1, num_shards + 1):
+                own = sum(
+                    float(source.options.part[1] - source.options.part[0]) * num_bases[source.name]
+                    for source in take_shard(sources, shard, num_shards)
+                )
+                assert own == pytest.approx(sum(num_bases.values()) / num_shards, rel=0.01)
 
 
 def test_what_is_complete_is_not_made_again(

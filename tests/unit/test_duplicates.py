@@ -94,6 +94,7 @@ def new_parts(folder: Path, texts: list[str], window_length: int) -> tuple[list[
     with DuplicateWindows(folder, window_length) as windows:
         for text in texts:
             windows.add(Text(text))
+        windows.find()
         parts = [
             text[start:end]
             for text, intervals in zip(texts, windows.new_parts(), strict=True)

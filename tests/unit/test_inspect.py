@@ -14,6 +14,7 @@ import pysam
 import pytest
 from matplotlib.image import imread
 
+from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.inspect import Dataset, Origin
 from megatron_dna.data.pictures import measure_coverage, plot_dataset
@@ -22,7 +23,8 @@ from megatron_dna.genome.vcf import SampleChoice
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
 from tests.unit.data_files import write_pair, write_tokenizer
 from tests.unit.genome_files import EXAMPLE, ROOT, child_environment, clean, reverse_complement
-from tests.unit.variant_files import EXAMPLE_VCF
+from tests.unit.variant_files import EXAMPLE_VCF, edits_of, real_records, vcf_text
+from tests.unit.variant_files import spell as spell_edits
 
 
 @pytest.fixture
@@ -98,8 +100,8 @@ def test_tokens_of_a_document(prefix: str, contigs: dict[str, str]) -> None:
         dataset.window(0, 0)
 
 
-def test_haplotypes_lie_on_the_reference(tmp_path: Path) -> None:
-    """The example's VCF: shares by sample, and each window spelt from the interval that is told."""
+def test_shares_of_haplotypes_are_those_of_the_manifest(tmp_path: Path) -> None:
+    """The example's VCF: shares by sample and contig."""
     tokenizer, fasta = tmp_path / "t.json", tmp_path / "r.fa"
     write_kmer_tokenizer(3, tokenizer)
     with pysam.FastaFile(str(EXAMPLE)) as example:
@@ -121,22 +123,62 @@ def test_haplotypes_lie_on_the_reference(tmp_path: Path) -> None:
     assert sum(share.tokens for share in dataset.samples) == dataset.tokens.num_tokens
     assert dataset.contigs is not None
     assert dataset.contigs[0].tokens == dataset.tokens.num_tokens
-    shifted, origins = 0, dataset.origins or []
-    for document in range(2, len(dataset.tokens), 199):
-        window = dataset.decode(document, 20, 10)
+    document = next(n for n, origin in enumerate(dataset.origins or ()) if origin.sample)
+    done = run(f"{tmp_path}/p_train", "--document", str(document), "--length", "10")
+    assert f"{dataset.samples[1].name} haplotype 1" in done.stdout.splitlines()[0]
+    assert dataset.samples[1].name in run(f"{tmp_path}/p_train").stdout
+
+
+def test_windows_of_haplotypes_are_the_reference_with_its_alleles(
+    tmp_path: Path, tokenizer_path: Path
+) -> None:
+    """Every window, base for base, both strands; as the command line prints it, too."""
+    start, end, samples = 1_000_000, 1_120_000, ("HG00096", "HG01624")
+    with pysam.FastaFile(str(EXAMPLE)) as example:
+        reference = "N" * start + example.fetch("20", start, end)
+    records = real_records(start, end - 99, samples)
+    (tmp_path / "r.fa").write_text(f">20\n{reference}\n")
+    (tmp_path / "v.vcf").write_text(vcf_text(records, samples))
+    haplotypes = HaplotypeOptions((tmp_path / "v.vcf",), context=100, no_reference=True)
+    preprocess(
+        PreprocessOptions(
+            (tmp_path / "r.fa",),
+            tokenizer_path,
+            tmp_path / "p",
+            reverse_complement=True,
+            haplotypes=haplotypes,
+        )
+    )
+    dataset, length = Dataset(f"{tmp_path}/p_train"), 9
+    coordinates = DocumentCoordinates.open(tmp_path / "p_train")
+    edits = {
+        (sample, number): edits_of(records, samples.index(sample), number)
+        for sample in samples
+        for number in (1, 2)
+    }
+    texts = [""] * len(dataset.tokens)
+    changed: list[int] = []
+    for number in range(sum(-(-int(own) // length) for own in dataset.tokens.lengths)):
+        window = dataset.window(number, length)
         place = window.origin
         assert place is not None
-        assert place.sample == origins[document].sample != ""
+        before, after = len(texts[window.document]), len(texts[window.document] + window.bases)
+        texts[window.document] += window.bases
+        near = [e for e in edits[place.sample, place.haplotype] if e.end >= place.start - 1]
+        mapped = spell_edits(reference, near, place.start, place.end)
+        where = coordinates.locate(window.document, np.array([before]), np.array([after]))
         forward = window.bases if place.strand == "+" else reverse_complement(window.bases)
-        there = chr20[place.start : place.end]
-        assert abs(len(there) - len(forward)) < 30
-        if len(there) == len(forward):
-            assert sum(a != b for a, b in zip(there, forward, strict=True)) < 8
-        shifted += place.start - origins[document].start not in (60, 61, 62)
-    assert shifted
-    done = run(f"{tmp_path}/p_train", "--document", "2", "--length", "10")
-    assert f"{origins[2].sample} haplotype 1" in done.stdout.splitlines()[0]
-    assert origins[2].sample in run(f"{tmp_path}/p_train").stdout
+        assert mapped[int(where.offsets[0]) :][: len(forward)] == forward
+        assert (place.start, place.end) == (int(where.starts[0]), int(where.ends[0]))
+        if mapped != reference[place.start : place.end]:
+            changed.append(number)
+    assert len(changed) > 100
+    done = run(f"{tmp_path}/p_train", "--window", str(changed[7]), "--length", str(length))
+    heading, *lines = done.stdout.splitlines()
+    shown = dataset.window(changed[7], length)
+    first = f">document {shown.document} tokens {shown.start}-{shown.start + len(shown.ids)}"
+    assert heading == f"{first} {shown.origin}"
+    assert "".join(lines) == shown.bases
 
 
 def test_pairs_without_manifest(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ from tests.unit.genome_files import (
     reverse_complement,
 )
 from tests.unit.variant_files import (
-    EXAMPLE_VCF,
     SAMPLES,
     Edit,
     Record,
     edits_of,
     read_all,
+    real_records,
     spell,
     vcf_text,
 )
@@ -111,20 +111,8 @@ def test_tokens_of_real_people_map_to_what_spells_them(
     contig, start, size = "20", 1_000_000, 250_000
     with pysam.FastaFile(str(EXAMPLE)) as fasta:
         reference = {contig: "N" * start + fasta.fetch(contig, start, start + size)}
-    with pysam.VariantFile(str(EXAMPLE_VCF)) as file:
-        samples = ("HG00096", "HG01624")
-        lines = [str(record).split("\t") for record in file.fetch(contig, start, start + size - 99)]
-        columns = [list(file.header.samples).index(sample) for sample in samples]
-    records = [
-        Record(
-            contig,
-            int(line[1]) - 1,
-            line[3],
-            tuple(line[4].split(",")),
-            tuple(line[9 + column].strip() for column in columns),
-        )
-        for line in lines
-    ]
+    samples = ("HG00096", "HG01624")
+    records = real_records(start, start + size - 99, samples)
     (tmp_path / "r.fa").write_text(f">{contig}\n{reference[contig]}\n")
     (tmp_path / "v.vcf").write_text(vcf_text(records, samples))
     options = PreprocessOptions(

@@ -43,8 +43,9 @@ def test_workers_do_not_change_a_byte(variant_options: Callable[..., PreprocessO
     assert len(contents[0]) == 7
 
 
+@pytest.mark.parametrize("window_length", [0, 64])
 def test_a_corpus_with_variants_in_shards_is_that_of_one_run(
-    variant_options: Callable[..., PreprocessOptions], tmp_path: Path
+    variant_options: Callable[..., PreprocessOptions], tmp_path: Path, window_length: int
 ) -> None:
     """Manifest, tokens and coordinates; a shard may begin amid the haplotypes."""
     options = variant_options()
@@ -55,6 +56,7 @@ def test_a_corpus_with_variants_in_shards_is_that_of_one_run(
         "reverse_complement": True,
         "haplotypes": 2,
         "variant_context": 40,
+        "drop_duplicate_windows": window_length,
     }
     corpus = tmp_path / "corpus.yaml"
     corpus.write_text(

@@ -83,6 +83,10 @@ ERRORS = {
         broken(record(position=9, ref="CA")),
         r"contig 'c', position 10: REF 'CA' lies outside of the contig's 10 bases",
     ),
+    "POS is the largest number": (
+        broken(record(position=2**63 - 2)),
+        r"contig 'c', position 9223372036854775807: REF 'C' lies outside of the contig's 10 bases",
+    ),
     "unphased": (
         broken(record(genotypes=("0|1", "0/1"))),
         r"contig 'c', position 6: sample 'two' has an unphased genotype; phase the file, or give "

@@ -64,6 +64,23 @@ class Text:
         return self.bases[start:end].encode()
 
 
+def real_records(start: int, end: int, samples: Sequence[str]) -> list[Record]:
+    """The example's records from a base of contig 20 to another one, with these samples only."""
+    with pysam.VariantFile(str(EXAMPLE_VCF)) as file:
+        lines = [str(record).rstrip().split("\t") for record in file.fetch("20", start, end)]
+        columns = [list(file.header.samples).index(sample) for sample in samples]
+    return [
+        Record(
+            "20",
+            int(line[1]) - 1,
+            line[3],
+            tuple(line[4].split(",")),
+            tuple(line[9 + column] for column in columns),
+        )
+        for line in lines
+    ]
+
+
 def vcf_text(
     records: Sequence[Record], samples: Sequence[str], contigs: Sequence[str] | None = None
 ) -> str:
