@@ -99,7 +99,7 @@ def plot_mutations(
         image = np.full((len(BASES), len(bases)), np.nan)
         image[rows, columns] = scores[key]
         _draw(panel, image, colors, key, bases, start)
-    panel.set_xlabel("position (1-based)")
+    panel.set_xlabel(f"position on {variants[0].contig} (1-based)")
     panel.ticklabel_format(axis="x", style="plain", useOffset=False)
     save_figure(figure, output)
 
@@ -108,7 +108,7 @@ def _draw(
     axes: Axes, image: npt.NDArray[np.float64], colors: str, key: str, bases: str, start: int
 ) -> None:
     """One heat map, [4, positions]; signed values are white at 0."""
-    most = float(np.nanmax(np.abs(image)))
+    most = float(np.nan_to_num(np.abs(image)).max()) or 1.0
     drawn = axes.imshow(
         image, aspect="auto", interpolation="nearest", cmap=colors,
         vmin=-most if key == "log_ratio" else 0, vmax=most,
