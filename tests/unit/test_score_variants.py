@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import subprocess
 from pathlib import Path
@@ -83,10 +84,15 @@ def variants(contigs: dict[str, str]) -> list[Variant]:
     return [variant for variant in found if "N" not in variant.ref]
 
 
+@functools.cache
+def load(folder: Path) -> MaskedModel:
+    return MaskedModel(folder, torch.device("cpu"), torch.float32)
+
+
 def score(
     folder: Path, fasta: Path, variants: list[Variant], tmp_path: Path, batch_size: int = 7
 ) -> Scores:
-    model = MaskedModel(folder, torch.device("cpu"), torch.float32)
+    model = load(folder)
     return Scorer(model, Genome(fasta, tmp_path), batch_size)(variants)
 
 
@@ -103,7 +109,7 @@ def test_scores_equal_a_slow_oracle(models, contigs, fasta, variants, tmp_path: 
     assert len(want) > 90
     assert (got["outcome"] == OUTCOMES.index("scored")).all()
     np.testing.assert_allclose(values(got), want, atol=1e-5)
-    assert (want.std(0) > 0.05).all()
+    assert (np.nanstd(want, 0) > 0.05).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,8 +231,7 @@ def write_records(path: Path, records: list[list[str]]) -> Path:
 
 
 def run(folder: Path, fasta: Path, vcf: Path, output: Path, batch_size: int = 4):
-    model = MaskedModel(folder, torch.device("cpu"), torch.float32)
-    return score_vcf(model, fasta, vcf, output, batch_size)
+    return score_vcf(load(folder), fasta, vcf, output, batch_size)
 
 
 def bcftools(*arguments: str | Path) -> str:
@@ -314,7 +319,7 @@ def test_a_killed_run_goes_on(models, fasta, records, tmp_path: Path, monkeypatc
 
 
 def test_a_log_of_another_run_is_dropped(models, fasta, variants, tmp_path: Path):
-    model = MaskedModel(models["plain"], torch.device("cpu"), torch.float32)
+    model = load(models["plain"])
     scorer = Scorer(model, Genome(fasta, tmp_path), 4)
     ScoreLog(scorer, tmp_path, {"model": "x"})(variants[:3])
     assert ScoreLog(scorer, tmp_path, {"model": "x"}).num_known == 3
@@ -324,7 +329,7 @@ def test_a_log_of_another_run_is_dropped(models, fasta, variants, tmp_path: Path
 
 def test_all_mutations_of_a_region(models, contigs, fasta, tmp_path: Path):
     """Over a gap, whose positions are left out; the table agrees with single variants."""
-    model = MaskedModel(models["rmt"], torch.device("cpu"), torch.float32)
+    model = load(models["rmt"])
     output = tmp_path / "new" / "m.tsv"
     number = mutate_region(model, fasta, "a:691-718", output, 16)
     assert {path.name for path in output.parent.iterdir()} == {"m.tsv", "m.png"}

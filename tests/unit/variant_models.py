@@ -112,7 +112,7 @@ class Oracle:
         states = self.model.model(torch.tensor([[1, *left, *changed, *right, 2]]))
         rows = states.last_hidden_state[0, 1:-1].double().numpy()
         flanks = np.concatenate([rows[: len(left)], rows[len(left) + len(changed) :]])
-        return total, flanks.mean(0)
+        return total, flanks.mean(0) if len(flanks) else np.full(rows.shape[1], np.nan)
 
 
 def shared(a: list[tuple[int, int]], b: list[tuple[int, int]], bases: int) -> int:
