@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import subprocess
 from pathlib import Path
 
@@ -363,3 +364,60 @@ def test_bad_models_are_named(models, tokenizer_path, tmp_path: Path):
             target.write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="4107 tokens, but config.json vocab_size"):
         MaskedModel(models["plain"].parent / "large", device, torch.float32)
+
+
+PLAIN_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+BAD_VCFS = {
+    "other contig": ("chr9\t5\t.\tT\tA\t.\t.\t.\n", "contig 'chr9', position 5: there is no such"),
+    "empty": ("", "there is no record in it"),
+    "mismatch": (
+        "x\t1\t.\tA\tC\t.\t.\t.\nx\t6\t.\tA\tC\t.\t.\t.\n",
+        "contig 'x', position 6: REF is 'A', but",
+    ),
+    "beyond the end": ("x\t301\t.\tA\tC\t.\t.\t.\n", "position 301: REF must lie inside"),
+    "before the start": ("x\t0\t.\tA\tC\t.\t.\t.\n", "position 0: REF must lie inside"),
+    "cut short": ("x\t1\t.\tA\tC\t.\t.\t.\nx\t6\t.", "no whole VCF or BCF file, behind record 1"),
+    "protein": ("p\t4\t.\tL\tC\t.\t.\t.\n", "'L'"),
+    "protein beside it": ("p\t9\t.\tA\tC\t.\t.\t.\n", "contig 'p'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VCFS)
+def test_bad_variants_are_named_and_nothing_is_written(models, tmp_path: Path, name: str):
+    """If not, scores are of another assembly, or a file with some of them looks complete."""
+    rows, message = BAD_VCFS[name]
+    (tmp_path / "g.fa").write_text(f">x\n{'ACGTTGCAAC' * 30}\n>p\nMKVLAAGHACGT\n")
+    (tmp_path / "v.vcf").write_text(PLAIN_HEADER + rows)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(models["plain"], tmp_path / "g.fa", tmp_path / "v.vcf", tmp_path / "n" / "s.vcf.gz")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_options_are_named(models, fasta, records, tmp_path: Path):
+    vcf = write_records(tmp_path / "v.vcf", records)
+    for arguments, message in (
+        ((fasta, vcf, tmp_path / "s.vcf"), "must end in .vcf.gz"),
+        ((fasta, tmp_path / "absent.vcf", tmp_path / "s.vcf.gz"), "absent.vcf) is not a file"),
+        ((vcf, vcf, tmp_path / "s.vcf.gz"), f"--fasta ({vcf})"),
+        ((fasta, vcf, tmp_path / "s.vcf.gz", 0), "--batch-size (0) must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run(models["plain"], *arguments)
+    for region, output, message in (
+        ("a:5-9", "m.txt", "must end in .tsv"),
+        ("c:5-9", "m.tsv", "there is no contig 'c'"),
+        ("a:702-706", "m.tsv", "nothing but N"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            mutate_region(load(models["plain"]), fasta, region, tmp_path / output, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.vcf"]
+
+
+def test_a_file_is_not_scored_twice(models, fasta, records, tmp_path: Path):
+    """Its fields would be another model's."""
+    run(models["plain"], fasta, write_records(tmp_path / "v.vcf", records), tmp_path / "s.vcf.gz")
+    with pytest.raises(ValueError, match="has the INFO field MDNA_LLR already"):
+        run(models["plain"], fasta, tmp_path / "s.vcf.gz", tmp_path / "t.vcf.gz")
+    with pytest.raises(ValueError, match="is the input; give it another name"):
+        run(models["plain"], fasta, tmp_path / "s.vcf.gz", tmp_path / "s.vcf.gz")
