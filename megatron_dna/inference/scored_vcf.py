@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def score_vcf(
         counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         written = folder / output.name
         with pysam.VariantFile(str(written), "wz", header=survey.header) as file:
-            for records in _chunks(vcf, batch_size):
+            for records in _chunks(vcf, batch_size, survey.header):
                 for record in records:
                     record.translate(survey.header)
                 counts += _annotate(records, log)
@@ -154,8 +153,14 @@ def _check(path: Path, record: Any, genome: Genome) -> None:
         )
 
 
-def _chunks(path: Path, size: int) -> Iterator[list[Any]]:
+def _chunks(path: Path, size: int, header: Any = None) -> Iterator[list[Any]]:
     """The records of a file, `size` at once.
+
+    Args:
+        path: the file.
+        size: of a chunk; the last one may be smaller.
+        header: with lines for what records refer to and the file's header does not declare; a
+            record cannot be given to another header without.
 
     Raises:
         ValueError: not a VCF or BCF file, or a damaged one.
@@ -166,10 +171,16 @@ def _chunks(path: Path, size: int) -> Iterator[list[Any]]:
     number = 0
     try:
         with pysam.VariantFile(str(path)) as file:
-            records = iter(file)
-            while chunk := list(islice(records, size)):
+            if header is not None:
+                file.header.merge(header)
+            chunk: list[Any] = []
+            for number, record in enumerate(file, 1):  # noqa: B007 (counts for the error)
+                chunk.append(record)
+                if len(chunk) == size:
+                    yield chunk
+                    chunk = []
+            if chunk:
                 yield chunk
-                number += len(chunk)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--vcf ({path}) is no whole VCF or BCF file, behind record {number}: {error}"
