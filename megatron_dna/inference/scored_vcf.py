@@ -81,13 +81,11 @@ def score_vcf(
         survey.header.add_line(f"##megatron_dna_model_sha256={about['model']}")
         counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         written = folder / output.name
-        with pysam.VariantFile(str(written), "wz", header=survey.header) as file:
-            for records in _chunks(vcf, batch_size, survey.header):
-                for record in records:
-                    record.translate(survey.header)
-                counts += _annotate(records, log)
-                for record in records:
-                    file.write(record)
+        # Written as text: pysam's records would be changed on the way (INFO/END).
+        with pysam.BGZFile(str(written), "wb", None) as file:
+            file.write(str(survey.header).encode())
+            for records in _chunks(vcf, batch_size):
+                file.write(b"".join(_annotate(records, log, counts)))
                 progress(sum(len(record.alts or ()) for record in records), survey.num_alternatives)
         _publish(written, output, genome, survey.is_sorted)
     return {name: counts[name] for name in OUTCOMES}
@@ -153,14 +151,8 @@ def _check(path: Path, record: Any, genome: Genome) -> None:
         )
 
 
-def _chunks(path: Path, size: int, header: Any = None) -> Iterator[list[Any]]:
+def _chunks(path: Path, size: int) -> Iterator[list[Any]]:
     """The records of a file, `size` at once.
-
-    Args:
-        path: the file.
-        size: of a chunk; the last one may be smaller.
-        header: with lines for what records refer to and the file's header does not declare; a
-            record cannot be given to another header without.
 
     Raises:
         ValueError: not a VCF or BCF file, or a damaged one.
@@ -171,8 +163,6 @@ def _chunks(path: Path, size: int, header: Any = None) -> Iterator[list[Any]]:
     number = 0
     try:
         with pysam.VariantFile(str(path)) as file:
-            if header is not None:
-                file.header.merge(header)
             chunk: list[Any] = []
             for number, record in enumerate(file, 1):  # noqa: B007 (counts for the error)
                 chunk.append(record)
@@ -189,22 +179,27 @@ def _chunks(path: Path, size: int, header: Any = None) -> Iterator[list[Any]]:
         pysam.set_verbosity(verbosity)
 
 
-def _annotate(records: list[Any], log: ScoreLog) -> Counter[str]:
-    """Score records and set their fields; a missing value where an allele has no score."""
+def _annotate(records: list[Any], log: ScoreLog, counts: Counter[str]) -> Iterator[bytes]:
+    """Score records, count outcomes; lines with the fields, missing where there is no score."""
     variants = [
         Variant(record.contig, record.start, record.ref, alt)
         for record in records
         for alt in record.alts or ()
     ]
     scores = log(variants)
+    counts.update(OUTCOMES[i] for i in scores["outcome"])
     first = 0
     for record in records:
         part = scores[first : first + len(record.alts or ())]
         first += len(part)
+        columns = str(record).split("\t")
+        fields = [] if columns[7].rstrip() == "." else [columns[7].rstrip()]
         for name, (key, _) in FIELDS.items():
             if len(part):
-                record.info[name] = [None if np.isnan(x) else x for x in part[key].tolist()]
-    return Counter(OUTCOMES[i] for i in scores["outcome"])
+                values = ("." if np.isnan(x) else f"{x:.6g}" for x in part[key])
+                fields.append(f"{name}={','.join(values)}")
+        columns[7] = ";".join(fields) or "."
+        yield ("\t".join(columns).rstrip("\n") + "\n").encode()
 
 
 def _publish(written: Path, output: Path, genome: Genome, is_sorted: bool) -> None:
