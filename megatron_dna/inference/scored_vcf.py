@@ -103,7 +103,7 @@ class _Survey:
 
 def _survey(path: Path, genome: Genome) -> _Survey:
     """Read a file once, and check each record against the genome."""
-    num_records = num_alternatives = 0
+    num_alternatives = 0
     is_sorted, seen, last = True, set[str](), ("", 0)
     header = None
     for records in _chunks(path, 1000):
@@ -114,7 +114,6 @@ def _survey(path: Path, genome: Genome) -> _Survey:
             seen.add(record.contig)
             last = record.contig, record.start
             num_alternatives += len(record.alts or ())
-        num_records += len(records)
         header = records[-1].header
     if header is None:
         raise ValueError(f"--vcf ({path}): there is no record in it; is the file complete?")
