@@ -29,10 +29,9 @@ std::string cleaned(std::string_view bases) {
   return out;
 }
 
-// Not spelled out: <DEL>, *, breakends, and a run of N of a length that means a gap.
+// Not spelled out: <DEL>, *, breakends.
 bool is_symbolic(std::string_view alt) {
-  return alt.empty() || alt == "*" || alt == "." || alt.find_first_of("<[]") != alt.npos ||
-         alt.find("NNNNNNNNNN") != alt.npos;
+  return alt.empty() || alt == "*" || alt == "." || alt.find_first_of("<[]") != alt.npos;
 }
 
 char upper(char base) { return base >= 'a' && base <= 'z' ? static_cast<char>(base - 32) : base; }
