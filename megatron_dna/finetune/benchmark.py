@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ RESULTS = "results"
 
 @dataclass
 class _Work:
-    """A task that is being benchmarked; what several folds need is made once."""
+    """A task that is being benchmarked; features that do not depend on the fold are made once."""
 
     task: Task
     model: ModelFolder
@@ -55,23 +55,27 @@ class _Work:
     folds: list[Fold]
     tokens: list[Tokens]
     about: dict[str, Any]
-    _features: dict[str, list[Features]] = field(default_factory=dict)
+    _last: tuple[str, list[Features]] = ("", [])
 
     def features(self, method: str, fold: int) -> list[Features]:
         """What a linear model is fitted to; candidates for the valid part to choose from."""
         if method == "probe-random":
             seed = self.task.seed + fold
-            return [embeddings(self.dataset, self.tokens, self.model, seed)]
-        if method not in self._features:
-            self._features[method] = self._make(method)
-        return self._features[method]
+            return [embeddings(self.task, self.dataset, self.tokens, self.model, seed)]
+        if self._last[0] != method:
+            self._last = (method, self._make(method))
+        return self._last[1]
+
+    def forget(self) -> None:
+        """Free the memory of features."""
+        self._last = ("", [])
 
     def _make(self, method: str) -> list[Features]:
         task, dataset, tokens = self.task, self.dataset, self.tokens
         if method == "gc":
             return [sequence_features(task, dataset, tokens, gc_content)]
         if method == "probe":
-            return [embeddings(dataset, tokens, self.model)]
+            return [embeddings(task, dataset, tokens, self.model)]
 
         def shares(k: int) -> Callable[[list[str]], Any]:
             return lambda sequences: kmer_shares(sequences, k)
@@ -89,7 +93,7 @@ class _Work:
             ).scores  # fmt: skip
             shutil.rmtree(scratch, ignore_errors=True)
         else:
-            scores = fit_linear(self.task, self.features(method, fold), self.folds[fold], seed)
+            scores = fit_linear(self.task, self.features(method, fold), self.folds[fold])
         return {"scores": scores, "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -137,6 +141,8 @@ def run_benchmark(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path.with_suffix(".tmp"), json.dumps(result, indent=1) + "\n")
             path.with_suffix(".tmp").replace(path)
+        if (method, fold) == (methods[-1], len(work.folds) - 1):
+            work.forget()
     progress("done", len(jobs), len(jobs))
     return {work.task.name: _collect(output, work, methods) for work in prepared}
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from megatron_dna.finetune.examples import Dataset, Fold
 from megatron_dna.finetune.metrics import score
 from megatron_dna.finetune.models import ModelFolder, Tokens, read_states, token_labels
-from megatron_dna.finetune.tasks import ProbeConfig, Task
+from megatron_dna.finetune.tasks import Task
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +28,7 @@ _MAX_ITER = 500
 
 @dataclass(frozen=True)
 class Features:
-    """What linear models see of a dataset: of each example one row, or one a token.
+    """What linear models see of a dataset: of each example one row, or one a chosen token.
 
     Attributes:
         values: [rows, features].
@@ -52,8 +52,8 @@ def gc_content(sequences: Sequence[str]) -> Array:
 
 
 def kmer_shares(sequences: Sequence[str], k: int) -> Array:
-    """Share of each of the 4^k k-mers, float64 [sequences, 4^k]; k-mers with N are left out."""
-    shares = np.zeros((len(sequences), 4**k))
+    """Share of each of the 4^k k-mers, float32 [sequences, 4^k]; k-mers with N are left out."""
+    shares = np.zeros((len(sequences), 4**k), np.float32)
     for row, sequence in enumerate(sequences):
         codes = _CODES[np.frombuffer(sequence.encode(), np.uint8)]
         if len(codes) >= k:
@@ -71,13 +71,26 @@ def sequence_features(
     if task.kind != "token":
         return Features(describe(dataset.sequences(rows)), dataset.labels(rows), rows)
     reach, around = task.probe.context, []
-    for row, found in enumerate(tokens):
+    chosen = choose_tokens(task, tokens)
+    for row, places in enumerate(chosen):
         sequence = dataset.examples[row].sequence
-        around += [sequence[max(0, a - reach) : b + reach] for a, b in found.spans]
-    return Features(describe(around), *_of_tokens(dataset, tokens))
+        around += [sequence[max(0, a - reach) : b + reach] for a, b in tokens[row].spans[places]]
+    return Features(describe(around), *_of_tokens(dataset, tokens, chosen))
+
+
+def choose_tokens(task: Task, tokens: Sequence[Tokens]) -> list[Array]:
+    """Places of the tokens of each example that linear models are fitted to and scored on."""
+    counts = np.array([len(one.spans) for one in tokens])
+    ends = np.cumsum(counts)
+    draw = np.random.default_rng(task.seed)
+    size = min(int(ends[-1]), task.probe.max_tokens)
+    kept = np.sort(draw.choice(ends[-1], size, replace=False))
+    parts = np.split(kept, np.searchsorted(kept, ends[:-1]))
+    return [part - start for part, start in zip(parts, ends - counts, strict=True)]
 
 
 def embeddings(
+    task: Task,
     dataset: Dataset,
     tokens: Sequence[Tokens],
     model: ModelFolder,
@@ -87,6 +100,7 @@ def embeddings(
     """Final states of the frozen encoder: their mean over a sequence, or those of each token.
 
     Args:
+        task: says which tokens are taken of a token task.
         dataset: examples.
         tokens: of all examples.
         model: the encoder's folder.
@@ -95,23 +109,31 @@ def embeddings(
     """
     encoder = model.encoder(random_seed)
     found: list[Array] = [np.empty(0)] * len(tokens)
-    for row, states in read_states(encoder, model, tokens, progress):
-        found[row] = states if dataset.kind == "token" else states.mean(0)
     rows = np.arange(len(tokens))
-    if dataset.kind == "token":
-        return Features(np.concatenate(found), *_of_tokens(dataset, tokens))
+    if task.kind == "token":
+        chosen = choose_tokens(task, tokens)
+        for row, states in read_states(encoder, model, tokens, progress):
+            found[row] = states[chosen[row]]
+        return Features(np.concatenate(found), *_of_tokens(dataset, tokens, chosen))
+    for row, states in read_states(encoder, model, tokens, progress):
+        found[row] = states.mean(0)
     return Features(np.stack(found), dataset.labels(rows), rows)
 
 
-def _of_tokens(dataset: Dataset, tokens: Sequence[Tokens]) -> tuple[Array, Array]:
-    """Labels of all tokens, and the example that each belongs to."""
-    labels = [token_labels(one, dataset.base_labels(row)) for row, one in enumerate(tokens)]
-    counts = [len(one) for one in labels]
+def _of_tokens(
+    dataset: Dataset, tokens: Sequence[Tokens], chosen: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Labels of the chosen tokens, and the example that each belongs to."""
+    labels = [
+        token_labels(tokens[row], dataset.base_labels(row))[places]
+        for row, places in enumerate(chosen)
+    ]
+    counts = [len(places) for places in chosen]
     return np.concatenate(labels), np.repeat(np.arange(len(tokens)), counts)
 
 
 def fit_linear(
-    task: Task, candidates: Sequence[Features], fold: Fold, seed: int
+    task: Task, candidates: Sequence[Features], fold: Fold
 ) -> dict[str, dict[str, float]]:
     """Fit a model for every candidate and strength; score the best one (on valid) on the test part.
 
@@ -121,7 +143,7 @@ def fit_linear(
     best: dict[str, dict[str, float]] = {}
     num_classes = int(candidates[0].labels.max()) + 1
     for features in candidates:
-        values, labels = _sample(*features.part(fold.train), task.probe, task.kind, seed)
+        values, labels = features.part(fold.train)
         for strength in task.probe.strengths:
             predict = _fit(task.kind, values, labels, strength, num_classes)
             valid = _score(task.kind, predict, features, fold.valid)
@@ -129,16 +151,6 @@ def fit_linear(
             if not best or valid[metric] > best["valid"][metric]:
                 best = {"valid": valid, "test": _score(task.kind, predict, features, fold.test)}
     return best
-
-
-def _sample(
-    values: Array, labels: Array, probe: ProbeConfig, kind: str, seed: int
-) -> tuple[Array, Array]:
-    if kind != "token" or len(values) <= probe.max_tokens:
-        return values, labels
-    draw = np.random.default_rng(seed)
-    chosen = draw.choice(len(values), probe.max_tokens, replace=False)
-    return values[chosen], labels[chosen]
 
 
 def _fit(

@@ -119,7 +119,7 @@ class ProbeConfig:
     context: int = 64
     """Bases around a token that the baselines of a token task see."""
     max_tokens: int = 20000
-    """Tokens of the training part that linear models of a token task are fitted to."""
+    """Tokens, of all parts, that linear models of a token task are fitted to and scored on."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,13 @@ def load_task(path: Path, overrides: Sequence[str] = (), data_root: Path | None 
         if data_root is None and "${data_root}" not in path.read_text(encoding="utf-8"):
             merged = OmegaConf.merge(merged, {"data_root": ""})
         task = OmegaConf.to_object(merged)
-    except MissingMandatoryValue as error:
-        key = str(error.full_key or "")
-        raise ValueError(f"{path}: {key} is not given; every task needs it") from error
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        if "data_root" in reason or error.full_key == "data_root":
-            reason = "${data_root} is not known: pass --data-root, the folder that holds the data"
-        raise ValueError(f"{path}: {error.full_key or 'task'}: {reason}") from error
+        key, reason = str(error.full_key or "task"), str(error).splitlines()[0]
+        if isinstance(error, MissingMandatoryValue):
+            reason = "is not given; every task needs it"
+            if key == "data_root":
+                reason = "${data_root} stands for --data-root, the folder of the data: pass it"
+        raise ValueError(f"{path}: {key}: {reason}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML of a task: {reason}") from error
