@@ -156,8 +156,13 @@ class Task:
         return "overlap" if self.data.format == "table" else "given"
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, for reports and to tell runs apart."""
-        return {key: value for key, value in asdict(self).items() if key != "data_root"}
+        """All options, for reports and to tell runs apart; of files their names alone."""
+        options = asdict(self)
+        del options["data_root"]
+        for key in ("path", "fasta", "annotation"):
+            if options["data"][key] is not None:
+                options["data"][key] = Path(options["data"][key]).name
+        return options
 
 
 def load_task(path: Path, overrides: Sequence[str] = (), data_root: Path | None = None) -> Task:

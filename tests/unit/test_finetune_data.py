@@ -325,10 +325,10 @@ def test_intervals_have_negatives_of_the_same_gc(tmp_path: Path, genome: str):
     positives = [e for e in examples if e.label == "1"]
     negatives = [e for e in examples if e.label == "0"]
     assert [e.start for e in positives] == [1010 + 700 * i for i in range(10)]
-    assert len(negatives) == 10
-    gc = [sorted(round((e.sequence.count("G") + e.sequence.count("C")) / 80 * 50) for e in part)
+    gc = [Counter(round((e.sequence.count("G") + e.sequence.count("C")) / 80 * 50) for e in part)
           for part in (positives, negatives)]  # fmt: skip
-    assert gc[0] == gc[1]
+    assert len(negatives) >= 8  # an extreme GC content may be nowhere else
+    assert not gc[1] - gc[0]
     for e in negatives:
         assert all(e.end <= start or end <= e.start for start, end in regions)
     for e in examples:
