@@ -88,7 +88,7 @@ def plot_results(results: Mapping[str, Any], titles: Mapping[str, str], output: 
             mean, spread = mean_and_spread(found, result["metric"])
             x = j + (i - (len(methods) - 1) / 2) * width
             axes.bar(
-                x, mean, width * 0.92, yerr=spread, color=_COLORS[i % len(_COLORS)],
+                x, mean, width * 0.92, yerr=spread, color=_COLORS[list(titles).index(method)],
                 label=titles[method] if j == 0 else None, error_kw={"linewidth": 1},
             )  # fmt: skip
             dots = [fold["scores"]["test"][result["metric"]] for fold in found]
