@@ -99,3 +99,9 @@ def make_task(folder: Path, kind: str, *overrides: str, count: int = 90, length:
     quick = ["split.num_folds=3", "training.epochs=6", "training.batch_size=6",
              "training.learning_rate=3e-3", "probe.kmers=[1,2]"]  # fmt: skip
     return load_task(path, [*quick, *overrides])
+
+
+def task_of(folder: Path, text: str, *overrides: str) -> Task:
+    path = folder / "t.yaml"
+    path.write_text(text)
+    return load_task(path, overrides)
