@@ -87,7 +87,7 @@ def read_genome(
 
 def _save(path: Path, sink: Sink, stream: GenomeStream) -> None:
     sink.flush()
-    arrays: Arrays = {}
+    arrays: dict[str, Any] = {}
     for i, lane in enumerate(stream.lanes):
         arrays |= {f"{i} {key}": array for key, array in sink.open_state(lane.contig).items()}
         if lane.memory is not None:
