@@ -27,6 +27,7 @@ from megatron_dna.inference.stream import Read, StreamModel
 
 STORE, STATE = "embeddings.zarr", "state.npz"
 _ROWS_A_CHUNK = 1024
+_COORDINATES_A_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -185,16 +186,19 @@ class _Store:
         rows = min(max(1, num_bins), _ROWS_A_CHUNK)
         self.store.create_array(
             "embedding", shape=(num_bins, self.hidden_size), chunks=(rows, self.hidden_size),
-            dtype="float32", fill_value=float("nan"),
+            dtype="float32", fill_value=float("nan"), compressors=None,
         )  # fmt: skip
         for name, dtype in (("contig", "int32"), ("start", "int64")):
-            self.store.create_array(name, shape=(num_bins,), chunks=(1 << 18,), dtype=dtype)
-        for number, (contig, first) in enumerate(self.first_bin.items()):
-            count = -(-self.lengths[contig] // self.options.resolution)
-            for at in range(0, count, 1 << 18):
-                until = min(count, at + (1 << 18))
-                self.store["contig"][first + at : first + until] = number
-                self.store["start"][first + at : first + until] = (
-                    np.arange(at, until) * self.options.resolution
-                )
+            self.store.create_array(
+                name, shape=(num_bins,), chunks=(min(max(1, num_bins), _COORDINATES_A_CHUNK),),
+                dtype=dtype,
+            )  # fmt: skip
+        firsts = np.array(list(self.first_bin.values()))
+        for at in range(0, num_bins, _COORDINATES_A_CHUNK):
+            rows = np.arange(at, min(num_bins, at + _COORDINATES_A_CHUNK))
+            contig = np.searchsorted(firsts, rows, side="right") - 1
+            self.store["contig"][at : at + len(rows)] = contig
+            self.store["start"][at : at + len(rows)] = (
+                rows - firsts[contig]
+            ) * self.options.resolution
         self.store.attrs["about"] = about
