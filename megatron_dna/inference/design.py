@@ -160,7 +160,7 @@ class Sampler:
 def _choices(
     tokenizer: DnaTokenizer,
 ) -> dict[int, tuple[Ids, npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
-    """By number of bases: the tokens of A, C, G, T, their letters [tokens, bases], their G and C."""
+    """By number of bases: tokens of A, C, G, T, their letters [tokens, bases], their G and C."""
     by_length: dict[int, list[int]] = {}
     for i, length in enumerate(tokenizer.token_lengths.tolist()):
         if length and not set(tokenizer.decode([i])) - set("ACGT"):
