@@ -48,7 +48,7 @@ class Constraints:
         draw.shuffle(free)
         letters[free[:num_gc]] = draw.choice(np.frombuffer(b"GC", np.uint8), num_gc)
         letters[free[num_gc:]] = draw.choice(np.frombuffer(b"AT", np.uint8), len(free) - num_gc)
-        return letters.tobytes().decode()
+        return bytes(letters).decode()
 
 
 def count_gc(letters: Letters) -> int:

@@ -195,10 +195,9 @@ class _Store:
             )  # fmt: skip
         firsts = np.array(list(self.first_bin.values()))
         for at in range(0, num_bins, _COORDINATES_A_CHUNK):
-            rows = np.arange(at, min(num_bins, at + _COORDINATES_A_CHUNK))
-            contig = np.searchsorted(firsts, rows, side="right") - 1
-            self.store["contig"][at : at + len(rows)] = contig
-            self.store["start"][at : at + len(rows)] = (
-                rows - firsts[contig]
-            ) * self.options.resolution
+            until = min(num_bins, at + _COORDINATES_A_CHUNK)
+            numbers = np.arange(at, until)
+            contig = np.searchsorted(firsts, numbers, side="right") - 1
+            self.store["contig"][at:until] = contig
+            self.store["start"][at:until] = (numbers - firsts[contig]) * self.options.resolution
         self.store.attrs["about"] = about
