@@ -84,7 +84,8 @@ def main() -> None:
         print(json.dumps({"machine": cpu_name(), "torch": torch.__version__}))
         if "speed" in args.measure:
             for num_mem_tokens in (0, 10):
-                print(json.dumps(measure_speed(args, folder, tokenizer, num_mem_tokens), indent=1))
+                result = measure_speed(args, folder, tokenizer, num_mem_tokens)
+                print(json.dumps(result, indent=1), flush=True)
         if "memory" in args.measure:
             measure_memory(args, folder, tokenizer)
 
