@@ -60,4 +60,4 @@ def test_memory_does_not_grow_with_the_contig(
 
     peak("warm", 20_000)
     short, long = peak("short", 80_000), peak("long", 240_000)
-    assert long < 1.1 * short + 20_000, (short, long)
+    assert long < 1.1 * short + 60_000, (short, long)  # one byte a base would add 160,000
