@@ -29,10 +29,7 @@ class Bins:
     def __init__(self, resolution: int, hidden_size: int, pool: str) -> None:
         """`pool`: `mean` (over bases: a token counts as often as it has bases there) or `max`."""
         self.resolution, self.pool = resolution, pool
-        self.open = Open(-1, self._empty(hidden_size), 0.0)
-
-    def _empty(self, *shape: int) -> Floats:
-        return np.full(shape, 0.0 if self.pool == "mean" else -np.inf, np.float32)
+        self.open = Open(-1, np.zeros(hidden_size, np.float32), 0.0)
 
     def add(self, starts: Ints, ends: Ints, states: Floats) -> tuple[Ints, Floats]:
         """Add tokens, and take out what is now complete.
@@ -54,13 +51,12 @@ class Bins:
         bases = np.minimum(ends[token], (bins + 1) * width) - np.maximum(
             starts[token], bins * width
         )
-        numbers, row = np.unique(bins, return_inverse=True)
-        totals = self._empty(len(numbers), states.shape[1])
+        rows = np.flatnonzero(np.diff(bins, prepend=-1))  # where another bin begins
         if self.pool == "mean":
-            np.add.at(totals, row, states[token] * bases[:, None].astype(np.float32))
+            totals = np.add.reduceat(states[token] * bases[:, None].astype(np.float32), rows)
         else:
-            np.maximum.at(totals, row, states[token])
-        weights = np.bincount(row, bases, len(numbers)).astype(np.float64)
+            totals = np.maximum.reduceat(states[token], rows)
+        numbers, weights = bins[rows], np.add.reduceat(bases, rows).astype(np.float64)
         return self._close(numbers, totals, weights)
 
     def _close(

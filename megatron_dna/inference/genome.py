@@ -15,13 +15,15 @@ import numpy.typing as npt
 import pysam
 import pysam.utils
 
-from megatron_dna.genome.sequence import MIN_GAP_LENGTH, clean_sequence, find_stretches
+from megatron_dna.genome.sequence import StretchFinder, clean_sequence
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-
-PIECE_BASES = 1 << 20
-"""Bases that are read and encoded at once."""
-OVERLAP_BASES = 1 << 12
-"""Bases before a piece that are encoded again, to go on exactly; more where it takes more."""
+from megatron_dna.tokenizer.pieces import (
+    OVERLAP,
+    PIECE_LENGTH,
+    Stitcher,
+    cut_pieces,
+    token_spans,
+)
 
 Ids = npt.NDArray[np.int64]
 
@@ -75,16 +77,11 @@ class Genome:
 
     def stretches(self, contig: str) -> list[tuple[int, int]]:
         """Intervals between runs of 10 or more N, 0-based half-open."""
-        found: list[tuple[int, int]] = []
+        finder = StretchFinder()
         length = self.lengths[contig]
-        for start in range(0, length, PIECE_BASES):
-            piece = self.read(contig, start, min(length, start + PIECE_BASES))
-            for first, last in find_stretches(piece, 1):
-                if found and start + first - found[-1][1] < MIN_GAP_LENGTH:
-                    found[-1] = (found[-1][0], start + last)
-                else:
-                    found.append((start + first, start + last))
-        return found
+        for start in range(0, length, PIECE_LENGTH):
+            finder.add(self.read(contig, start, min(length, start + PIECE_LENGTH)))
+        return finder.stretches()
 
 
 def encode_stretch(
@@ -92,51 +89,37 @@ def encode_stretch(
     start: int,
     end: int,
     tokenizer: DnaTokenizer,
-    resume: tuple[int, int] | None = None,
+    piece_length: int = PIECE_LENGTH,
+    overlap: int = OVERLAP,
 ) -> Iterator[tuple[Ids, Ids]]:
     """The ids of a stretch, exactly those of encoding it at once, and where each token ends.
 
-    Each piece is encoded from somewhat before where the last one stopped. An encoding is the one in
-    which all neighbours are valid; so where the new piece has the very token that the last one
-    stopped at, what follows it goes on exactly.
-
     Args:
         read: bases [start, end) of the contig.
-        start: of the stretch.
+        start: of the stretch, or the end of one of its tokens: what follows a border of tokens is
+            encoded by itself as it is in the whole.
         end: of the stretch.
         tokenizer: encodes.
-        resume: end and length of the last token that was used; None starts with the stretch.
+        piece_length, overlap: see `cut_pieces`; the ids do not depend on them.
 
     Yields:
         ids and ends (in bases of the contig), both [tokens].
     """
+
+    def encode(first: int, last: int) -> npt.NDArray[np.int32]:
+        return tokenizer.encode(read(start + first, start + last))
+
+    stitcher = Stitcher(tokenizer, encode)
     spans = token_spans(tokenizer)
-    done, last = resume or (start, 0)
-    while done < end:
-        stop = min(end, done + PIECE_BASES)
-        back = OVERLAP_BASES
-        while True:
-            first = start if last == 0 else max(start, done - back)
-            ids = tokenizer.encode(read(first, stop)).astype(np.int64)
-            ends = first + np.cumsum(spans[ids])
-            where = int(np.searchsorted(ends, done)) if last else -1
-            if not last or (ends[where] == done and spans[ids[where]] == last):
-                break
-            assert first > start, "the encoding of a stretch goes on from its own tokens"
-            back *= 4
-        keep = ends > done
-        if stop < end:  # the last tokens may change with what comes after them
-            keep &= ends <= stop - OVERLAP_BASES
-        yield ids[keep], ends[keep]
-        done = int(ends[keep][-1])
-        last = int(spans[ids[keep][-1]])
-
-
-def token_spans(tokenizer: DnaTokenizer) -> Ids:
-    """Bases of the sequence behind each id: an unknown letter is one base."""
-    spans = tokenizer.token_lengths.astype(np.int64)
-    spans[tokenizer.unk_id] = 1
-    return spans
+    done = start
+    for piece in cut_pieces(end - start, piece_length, overlap):
+        parts = [stitcher.add(encode(*piece), piece)]
+        if start + piece.end == end:
+            parts.append(stitcher.finish())
+        for ids in parts:
+            ends = done + np.cumsum(spans[ids], dtype=np.int64)
+            yield ids.astype(np.int64), ends
+            done = int(ends[-1]) if len(ends) else done
 
 
 @dataclass(frozen=True)
@@ -146,9 +129,7 @@ class Position:
     stretch: int = 0
     """Number of the stretch."""
     base: int = 0
-    """End of the last token that was used; of no meaning where `span` is 0."""
-    span: int = 0
-    """Bases of that token; 0 at the start of a stretch."""
+    """End of the last token that was used; 0 at the start of a stretch."""
 
 
 @dataclass(frozen=True)
@@ -175,13 +156,15 @@ def read_segments(
     spans = token_spans(tokenizer)
     for number in range(at.stretch, len(stretches)):
         start, end = stretches[number]
-        resume = (at.base, at.span) if number == at.stretch and at.span else None
-        is_first = resume is None
+        is_first = number != at.stretch or not at.base
         pieces = encode_stretch(
-            lambda first, last: genome.read(contig, first, last), start, end, tokenizer, resume
+            lambda first, last: genome.read(contig, first, last),
+            start if is_first else at.base,
+            end,
+            tokenizer,
         )
         for ids, ends in _regroup(pieces, segment_size - 2):
-            following = Position(number, int(ends[-1]), int(spans[ids[-1]]))
+            following = Position(number, int(ends[-1]))
             if following.base == end:
                 following = Position(number + 1)
             framed = np.concatenate(([tokenizer.cls_id], ids, [tokenizer.sep_id]))

@@ -1,32 +1,38 @@
 """A whole genome through a plain or RMT model folder, in memory that does not grow with it.
 
-A row of the batch is a lane. With memory a lane reads one contig after another, segment by segment,
-and carries memory on within a stretch; contigs share the batch so that the device is full. Without
-memory segments do not depend on each other, and all lanes take the next ones of one contig.
+Contigs share the batch, so that the device is full. A contig that is being read is a lane. With
+memory a lane has one row of the batch, and memory is carried on within a stretch. Without memory
+segments do not depend on each other, and a lane takes all rows that it can fill.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import ModernBertModel
+from transformers import ModernBertForMaskedLM, ModernBertModel
 
 from megatron_dna.genome.fasta import sha256_of
 from megatron_dna.hf.architecture import read_hf_config
-from megatron_dna.hf.modeling_rmt import RmtConfig, RmtModel
+from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM, RmtModel
 from megatron_dna.inference.genome import Genome, Position, Segment, read_segments
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
+Reader = Callable[[list["Segment"], list["Tensor | None"]], tuple[Tensor, list["Tensor | None"]]]
+"""Reads a batch: its segments and each row's memory [M, hidden] (None starts afresh) to fp32
+[batch, longest, width] on the CPU ([CLS] first) and each row's new memory."""
+
 
 class StreamModel:
-    """The encoder of a model folder, and its tokenizer.
+    """A model folder, plain or RMT, that reads batches of segments.
 
     Attributes:
         tokenizer: of the folder.
@@ -35,8 +41,10 @@ class StreamModel:
         has_memory: whether states depend on the segments before.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """Load it.
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, masked_lm: bool = False
+    ) -> None:
+        """Load the encoder, with `masked_lm` also the head that predicts tokens.
 
         Raises:
             ValueError: not a model folder that this package makes or trains.
@@ -47,9 +55,8 @@ class StreamModel:
             raise ValueError(f"--model ({folder}) has no tokenizer.json")
         self.tokenizer = DnaTokenizer.from_file(folder / "tokenizer.json")
         self.has_memory = isinstance(config, RmtConfig)
-        kind = RmtModel if self.has_memory else ModernBertModel
-        self.model = cast(Any, kind.from_pretrained(folder, dtype=dtype))
-        self.model.to(device).eval()
+        self.model = _load(folder, masked_lm, self.has_memory, dtype).to(device).eval()
+        self.encoder = self.model.model if masked_lm else self.model
         self.device = device
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
@@ -67,42 +74,63 @@ class StreamModel:
 
     @torch.inference_mode()
     def __call__(
-        self, segments: list[Segment], memory: list[Tensor | None], layer: int | None
+        self, segments: list[Segment], memory: list[Tensor | None], layer: int | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """States of a batch of segments.
+        """States of a batch of segments; a `Reader`.
 
         Args:
             segments: one a row.
-            memory: [M, hidden] for each row; None starts afresh.
+            memory: of each row.
             layer: 0 is the embedding, i what layer i leaves; None the final norm's states.
-
-        Returns:
-            fp32 [batch, longest, hidden] on the CPU ([CLS] first), and each row's new memory.
         """
+        states, new_memory = self.encode(self.pad(segments), memory, layer)
+        return states.float().cpu(), new_memory
+
+    def pad(self, segments: list[Segment]) -> Tensor:
+        """Ids of the segments on the device, [batch, longest]."""
         width = max(len(segment.ids) for segment in segments)
         ids = np.full((len(segments), width), self.tokenizer.pad_id)
         for row, segment in enumerate(segments):
             ids[row, : len(segment.ids)] = segment.ids
-        lengths = torch.tensor([len(segment.ids) for segment in segments])
-        inputs = {
-            "input_ids": torch.from_numpy(ids).to(self.device),
-            "attention_mask": (torch.arange(width) < lengths[:, None]).long().to(self.device),
-        }
+        return torch.from_numpy(ids).to(self.device)
+
+    def encode(
+        self, ids: Tensor, memory: list[Tensor | None], layer: int | None = None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """States [batch, length, hidden] on the device, and each row's new memory on the CPU."""
+        is_token = ids != self.tokenizer.pad_id
+        # Without a mask attention is faster, and most batches have no padding.
+        inputs = {"attention_mask": None if bool(is_token.all()) else is_token.long()}
         if self.has_memory:
-            fresh = self.model.initial_memory
+            fresh = self.encoder.initial_memory
             rows = [fresh if row is None else row for row in memory]
             inputs["memory"] = torch.stack([row.to(fresh) for row in rows])
-        output = self.model(**inputs, output_hidden_states=layer is not None)
+        output = self.encoder(ids, **inputs, output_hidden_states=layer is not None)
         states = output.last_hidden_state if layer is None else output.hidden_states[layer]
-        new_memory: list[Tensor | None] = [None] * len(segments)
+        new_memory: list[Tensor | None] = [None] * len(ids)
         if self.has_memory:
             new_memory = list(output.memory.float().cpu())
-        return states.float().cpu(), new_memory
+        return states, new_memory
+
+
+def _load(folder: Path, masked_lm: bool, has_memory: bool, dtype: torch.dtype) -> Any:
+    """The model, all weights of which are in the folder."""
+    if masked_lm:
+        kind: Any = RmtForMaskedLM if has_memory else ModernBertForMaskedLM
+    else:
+        kind = RmtModel if has_memory else ModernBertModel
+    model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"--model ({folder}) lacks {sorted(info['missing_keys'])[0]}, which "
+            f"{kind.__name__} needs; give the folder of a masked language model"
+        )
+    return model
 
 
 @dataclass
 class Lane:
-    """One row of the batch: a contig that is being read."""
+    """A contig that is being read."""
 
     contig: str
     position: Position = field(default_factory=Position)
@@ -118,8 +146,8 @@ class Read:
 
     contig: str
     segment: Segment
-    states: Tensor
-    """fp32 [tokens, hidden], without [CLS] and [SEP]."""
+    values: Tensor
+    """fp32 [tokens, width] that the reader gave, without [CLS] and [SEP]."""
 
 
 class GenomeStream:
@@ -136,17 +164,25 @@ class GenomeStream:
         model: StreamModel,
         genome: Genome,
         batch_size: int,
-        layer: int | None = None,
+        reader: Reader | None = None,
         waiting: list[str] | None = None,
         lanes: list[Lane] | None = None,
     ) -> None:
-        """`waiting` and `lanes`: of a run that is taken up again."""
-        self.model, self.genome, self.layer = model, genome, layer
-        self.num_lanes = batch_size if model.has_memory else 1
-        self.segments_a_lane = 1 if model.has_memory else batch_size
-        # The longest first: the batch stays full to the end.
+        """Start, or go on with the `waiting` and `lanes` of a run that is taken up again.
+
+        Args:
+            model: says how to cut segments.
+            genome: the contigs.
+            batch_size: segments that are read at once.
+            reader: reads them; default the model itself.
+            waiting: see above.
+            lanes: see above.
+        """
+        self.model, self.genome, self.batch_size = model, genome, batch_size
+        self.reader = reader or model
+        # The longest first: the batch stays full to the end, of segments of about one length.
         longest_first = sorted(genome.lengths, key=genome.lengths.__getitem__, reverse=True)
-        self.waiting = longest_first if waiting is None else waiting
+        self.waiting = deque(longest_first if waiting is None else waiting)
         self.lanes = lanes or []
         self.ended: list[str] = []
 
@@ -156,15 +192,14 @@ class GenomeStream:
             batch = self._next_batch()
             if not batch:
                 return
-            states, memory = self.model(
+            values, memory = self.reader(
                 [segment for _, segment in batch],
                 [None if segment.is_first else lane.memory for lane, segment in batch],
-                self.layer,
             )
             for (lane, segment), new_memory in zip(batch, memory, strict=True):
                 lane.position, lane.memory = segment.following, new_memory
             yield [
-                Read(lane.contig, segment, states[row, 1 : len(segment.ids) - 1])
+                Read(lane.contig, segment, values[row, 1 : len(segment.ids) - 1])
                 for row, (lane, segment) in enumerate(batch)
             ]
 
@@ -172,25 +207,21 @@ class GenomeStream:
         self.ended = []
         batch: list[tuple[Lane, Segment]] = []
         for lane in list(self.lanes):
-            batch += self._take(lane)
-        while len(self.lanes) < self.num_lanes and self.waiting:
-            lane = Lane(self.waiting.pop(0))
+            batch += self._take(lane, self.batch_size - len(batch))
+        while len(batch) < self.batch_size and self.waiting:
+            lane = Lane(self.waiting.popleft())
             self.lanes.append(lane)
-            batch += self._take(lane)
+            batch += self._take(lane, self.batch_size - len(batch))
         return batch
 
-    def _take(self, lane: Lane) -> list[tuple[Lane, Segment]]:
+    def _take(self, lane: Lane, room: int) -> list[tuple[Lane, Segment]]:
         """The lane's next segments; a lane that has none left is taken away."""
+        model = self.model
         if lane.segments is None:
-            model = self.model
             lane.segments = read_segments(
                 self.genome, lane.contig, model.tokenizer, model.segment_size, lane.position
             )
-        taken = []
-        for segment in lane.segments:
-            taken.append((lane, segment))
-            if len(taken) == self.segments_a_lane:
-                break
+        taken = [(lane, s) for s in islice(lane.segments, 1 if model.has_memory else room)]
         if not taken:
             self.lanes.remove(lane)
             self.ended.append(lane.contig)

@@ -22,8 +22,9 @@ from megatron_dna.inference.alleles import (
     place,
     tokenise,
 )
-from megatron_dna.inference.genome import Genome, token_spans
+from megatron_dna.inference.genome import Genome
 from megatron_dna.inference.masked import MaskedModel
+from megatron_dna.tokenizer.pieces import token_spans
 
 OUTCOMES = ("scored", "symbolic", "ambiguous", "too long")
 """What can become of an alternative; only those `scored` have values."""

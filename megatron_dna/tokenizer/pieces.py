@@ -39,6 +39,13 @@ def cut_pieces(
         yield Piece(max(start - overlap, 0), min(start + piece_length, length))
 
 
+def token_spans(tokenizer: DnaTokenizer) -> npt.NDArray[np.int64]:
+    """int64 [vocab_size], letters of the text behind each id: one behind [UNK]."""
+    spans = tokenizer.token_lengths.astype(np.int64)
+    spans[tokenizer.unk_id] = 1
+    return spans
+
+
 class Stitcher:
     """Joins the ids of the pieces of one sequence, given in order.
 
@@ -51,9 +58,10 @@ class Stitcher:
 
         Args:
             tokenizer: has encoded the pieces.
-            encode: gives the ids of any part of the sequence; they must spell it in full.
+            encode: gives the ids of any part of the sequence, without "-".
         """
         self._tokenizer = tokenizer
+        self._spans = token_spans(tokenizer)
         self._encode = encode
         self._last_done: int | None = None  # the last id that was given out
         self._ids: Ids = np.empty(0, np.int32)  # not given out yet
@@ -94,8 +102,7 @@ class Stitcher:
 
     def _borders(self, start: int, ids: Ids) -> npt.NDArray[np.int64]:
         """int64 [tokens + 1], where tokens begin and the last one ends."""
-        lengths = self._tokenizer.token_lengths[ids]
-        return start + np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        return start + np.concatenate(([0], np.cumsum(self._spans[ids])))
 
     def _find_join(self, ids: Ids, start: int) -> tuple[int, int, int] | None:
         """Where `ids`, whose text begins at `start`, can follow the ids that are kept.
@@ -105,7 +112,7 @@ class Stitcher:
         """
         tail = min(self._end - start, len(self._ids))  # tokens: each has at least one base
         last, first = self._ids[len(self._ids) - tail :], ids[: self._end - start]
-        tail_start = self._end - int(self._tokenizer.token_lengths[last].sum(dtype=np.int64))
+        tail_start = self._end - int(self._spans[last].sum())
         common, left, right = np.intersect1d(
             self._borders(tail_start, last),
             self._borders(start, first),

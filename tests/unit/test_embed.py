@@ -13,9 +13,11 @@ import pytest
 import torch
 from transformers import ModernBertModel
 
+from megatron_dna.genome.sequence import find_stretches
 from megatron_dna.hf.convert import to_hugging_face
 from megatron_dna.hf.modeling_rmt import RmtModel
-from megatron_dna.inference import embed, genome
+from megatron_dna.inference import genome
+from megatron_dna.inference import run as runs
 from megatron_dna.inference.bins import Bins
 from megatron_dna.inference.embed import STORE, EmbedOptions, embed_genome
 from megatron_dna.inference.genome import Genome, encode_stretch
@@ -83,7 +85,7 @@ def whole(folder: Path, fasta: Path, pool: str = "mean", layer: int | None = Non
     rows = []
     for name, sequence in ((c.name, bytes(c.sequence)) for c in genome_of(fasta)):
         states = np.full((len(sequence), 32), np.nan, np.float32)
-        for start, end in genome.find_stretches(sequence):
+        for start, end in find_stretches(sequence):
             ids = torch.from_numpy(tokenizer.encode(sequence[start:end]).astype(np.int64))
             pieces = [[1, *piece.tolist(), 2] for piece in ids.split(SEQ - 2)]
             if rmt:
@@ -144,7 +146,7 @@ def test_a_killed_run_goes_on(models, fasta: Path, tmp_path: Path, kind, monkeyp
     class Killed(Exception):
         pass
 
-    original = embed.GenomeStream.__iter__
+    original = runs.GenomeStream.__iter__
 
     def dies(self):
         for number, batch in enumerate(original(self)):
@@ -152,7 +154,7 @@ def test_a_killed_run_goes_on(models, fasta: Path, tmp_path: Path, kind, monkeyp
                 raise Killed
             yield batch
 
-    monkeypatch.setattr(embed.GenomeStream, "__iter__", dies)
+    monkeypatch.setattr(runs.GenomeStream, "__iter__", dies)
     kills = 0
     while True:
         try:
@@ -166,25 +168,24 @@ def test_a_killed_run_goes_on(models, fasta: Path, tmp_path: Path, kind, monkeyp
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_pieces_are_encoded_as_the_whole(models, monkeypatch):
+def test_pieces_are_encoded_as_the_whole(models):
     """Small pieces and overlaps, from the start and from every position of resuming."""
     tokenizer = DnaTokenizer.from_file(models["plain"] / "tokenizer.json")
     with pysam.FastaFile(str(EXAMPLE)) as example:
         text = ("A" * 700 + example.fetch("20", 2_000_000, 2_006_000) + "AC" * 500).encode()
-    monkeypatch.setattr(genome, "PIECE_BASES", 512)
-    monkeypatch.setattr(genome, "OVERLAP_BASES", 63)  # odd: out of step in the run of A
     want = tokenizer.encode(text).tolist()
     ends = np.cumsum(tokenizer.token_lengths[want])
 
     def read(first: int, last: int) -> bytes:
         return text[first:last]
 
-    got = [i for ids, _ in encode_stretch(read, 0, len(text), tokenizer) for i in ids]
-    assert got == want
-    for k in range(1, len(want), 371):
-        resume = (int(ends[k - 1]), int(tokenizer.token_lengths[want[k - 1]]))
-        rest = [i for ids, _ in encode_stretch(read, 0, len(text), tokenizer, resume) for i in ids]
-        assert rest == want[k:]
+    def pieces_from(start: int) -> tuple[list[int], list[int]]:
+        # An odd overlap: out of step in the run of A.
+        found = list(encode_stretch(read, start, len(text), tokenizer, 512, 163))
+        return tuple(np.concatenate(part).tolist() for part in zip(*found, strict=True))
+
+    for k in (0, *range(1, len(want), 371)):
+        assert pieces_from(int(ends[k - 1]) if k else 0) == (want[k:], ends[k:].tolist())
 
 
 def test_bins_by_hand():
@@ -199,11 +200,11 @@ def test_bins_by_hand():
 
 
 def test_stretches_over_pieces(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(genome, "PIECE_BASES", 7)
+    monkeypatch.setattr(genome, "PIECE_LENGTH", 7)
     text = "NNACGTNNNNNNNNNACGTNNNNNNNNNNNNACGTACGTNNNNNNNNNN"
     (tmp_path / "g.fa").write_text(f">x\n{text}\n")
     got = Genome(tmp_path / "g.fa", tmp_path).stretches("x")
-    assert [text[a:b] for a, b in got] == ["ACGTNNNNNNNNNACGT", "ACGTACGT"]
+    assert [text[a:b] for a, b in got] == ["NNACGTNNNNNNNNNACGT", "ACGTACGT"]
 
 
 def test_bad_input_is_named(models, fasta: Path, tmp_path: Path):
