@@ -46,6 +46,36 @@ def encode(tokenizer_path: Path, sequence: str) -> list[int]:
     return list(load(tokenizer_path).encode(sequence, add_special_tokens=False).ids)
 
 
+# Heads a program that preprocesses: it is killed KILL_DELAY seconds after it has added line
+# KILL_LINE to the journal, or has begun to give the files their names (0). A parent that watched
+# the files would be late on a busy machine. A line for each document; no KILL_LINE: no kill.
+KILLED = """
+import os, signal, threading
+from megatron_dna.data import output
+
+output.CHECKPOINT_BASES = 1
+kill_line, num_lines = int(os.environ.get("KILL_LINE", -1)), 0
+checkpoint, publish = output.Output._checkpoint, output.Output.publish
+
+def kill_at(line):
+    if line == kill_line:
+        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        threading.Timer(float(os.environ["KILL_DELAY"]), kill).start()
+
+def add_line(self):
+    global num_lines
+    checkpoint(self)
+    num_lines += 1
+    kill_at(num_lines)
+
+def begin_publishing(self, manifest):
+    kill_at(0)
+    publish(self, manifest)
+
+output.Output._checkpoint, output.Output.publish = add_line, begin_publishing
+"""
+
+
 def child_environment() -> dict[str, str]:
     """Lets a child process import the package from the working tree."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}

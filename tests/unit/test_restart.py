@@ -15,17 +15,16 @@ import pytest
 
 from megatron_dna.data import output
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
-from tests.unit.genome_files import child_environment, files
+from tests.unit.genome_files import KILLED, child_environment, files
 
-# Checkpoints after every document of 1 kb, and slow enough to be killed anywhere.
-SLOW = """
+# Slow enough to be watched.
+SLOW = f"""{KILLED}
 import sys, time
 from pathlib import Path
-from megatron_dna.data import encode, output
+from megatron_dna.data import encode
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 
 pause, prefix, tokenizer, *fastas = sys.argv[1:]
-output.CHECKPOINT_BASES = 1_000
 original = encode._encode
 
 def slow(*args):
@@ -41,11 +40,14 @@ preprocess(PreprocessOptions(
 """
 
 
-def start(given: PreprocessOptions, pause: float) -> subprocess.Popen[str]:
+def start(
+    given: PreprocessOptions, pause: float, kill: tuple[int, float] = (-1, 0.0)
+) -> subprocess.Popen[str]:
+    """Preprocess in a process of its own, which is killed as `KILLED` says."""
     arguments = [str(pause), str(given.output_prefix), str(given.tokenizer), *map(str, given.fasta)]
     child = subprocess.Popen(
         [sys.executable, "-c", SLOW, *arguments],
-        env=child_environment(),
+        env=child_environment() | {"KILL_LINE": str(kill[0]), "KILL_DELAY": str(kill[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,25 +68,6 @@ def small(
     return options(fasta=(path,), holdout=("b",), workers=2)
 
 
-def kill_at_random(child: subprocess.Popen[str], folder: Path, rng: random.Random) -> bool:
-    """SIGKILL after a random number of journal lines, or while the outputs get their names.
-
-    Waits for progress, not for the clock: a slow machine is killed as far into its work as a
-    fast one.
-
-    Returns:
-        Whether the child was still running.
-    """
-    journal, goal = folder / "p.journal.partial", rng.randrange(120)
-    while child.poll() is None and not (folder / "p_train.idx").exists():
-        if journal.exists() and len(journal.read_text().splitlines()) >= goal:
-            break
-        time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.01))
-    child.kill()
-    return child.wait() == -signal.SIGKILL
-
-
 def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(small: PreprocessOptions) -> None:
     """20 kills at random moments, over several runs; a failure would lose or repeat sequence."""
     preprocess(small)
@@ -98,7 +81,10 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(small: PreprocessOpti
         for _ in range(4):
             journal = folder / "p.journal.partial"
             resumed += journal.exists() and len(journal.read_text().splitlines()) > 1
-            kills += kill_at_random(start(small, pause=0.004), folder, rng)
+            moment = rng.choice([0, *[rng.randrange(1, 45)] * 3]), rng.uniform(0, 0.02)
+            child = start(small, pause=0.001, kill=moment)
+            child.communicate()
+            kills += child.returncode == -signal.SIGKILL
             found = files(folder)
             if "p.json" in found:
                 assert {name: found[name] for name in expected} == expected

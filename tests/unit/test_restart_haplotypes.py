@@ -5,55 +5,35 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from megatron_dna.data.preprocess import PreprocessOptions
-from tests.unit.genome_files import TOOL, child_environment, files
+from tests.unit.genome_files import KILLED, TOOL, child_environment, files
 from tests.unit.variant_files import VARIANT_HOLDOUT
 
-# The tool, with a line in the journal for every document, and slow enough to be watched.
-SLOW = """
-import os, runpy, sys, time
-from megatron_dna.data import encode, output
-
-output.CHECKPOINT_BASES = 1
-original = encode._encode
-
-def slow(*args):
-    time.sleep(float(os.environ["PAUSE"]))
-    return original(*args)
-
-encode._encode = slow
+PROGRAM = f"""{KILLED}
+import runpy, sys
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-KILLS = {  # numbers of lines in the journal
-    "windows": ((), (2, 20, 40, 65)),
-    "whole": (("--variant-context", "all"), (3, 20)),
-    "new windows": (("--drop-duplicate-windows", "64"), (20, 40)),
+KILLS = {  # after so many more lines in the journal
+    "windows": ((), (2, 18, 20, 25)),
+    "whole": (("--variant-context", "all"), (3, 17)),
+    "new windows": (("--drop-duplicate-windows", "64"), (20, 20)),
 }
 
 
-def start(arguments: list[str], pause: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(TOOL), *arguments],
-        env=child_environment() | {"PAUSE": str(pause)},
+def run(arguments: list[str], kill_line: int = -1) -> int:
+    """Exit status of the tool, which is killed as `KILLED` says."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(TOOL), *arguments],
+        env=child_environment() | {"KILL_LINE": str(kill_line), "KILL_DELAY": "0"},
         stdout=subprocess.DEVNULL,
+        check=False,
     )
-
-
-def kill_at(child: subprocess.Popen[bytes], journal: Path, num_lines: int) -> bool:
-    """SIGKILL as soon as the journal has so many lines; whether the child was still running."""
-    while child.poll() is None:
-        if journal.exists() and len(journal.read_bytes().splitlines()) >= num_lines:
-            break
-        time.sleep(0.001)
-    child.kill()
-    return child.wait() == -signal.SIGKILL
+    return done.returncode
 
 
 @pytest.mark.parametrize("how", KILLS)
@@ -68,14 +48,12 @@ def test_a_run_with_haplotypes_killed_on_its_way_ends_in_the_same_bytes(
     arguments += ["--vcf", str(options.haplotypes.vcf[0]), "--holdout", *VARIANT_HOLDOUT]
     arguments += more or ("--variant-context", "40")
     folder = options.output_prefix.parent
-    assert start(arguments, pause=0).wait() == 0
+    assert run(arguments) == 0
     expected = files(folder)
     for path in folder.iterdir():
         path.unlink()
-    num_killed = 0
-    for num_lines in kills:
-        num_killed += kill_at(start(arguments, pause=0.02), folder / "p.journal.partial", num_lines)
+    for kill_line in kills:
+        assert run(arguments, kill_line) == -signal.SIGKILL
         assert not {"p.json", "p_train.idx", "p_train.coordinates.npz"} & files(folder).keys()
-    assert num_killed == len(kills)
-    assert start(arguments, pause=0).wait() == 0
+    assert run(arguments) == 0
     assert files(folder) == expected

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megatron_dna.inference.alleles import MAX_REACH, Change, tokenise
-from megatron_dna.inference.genome import Genome, token_spans
+from megatron_dna.inference.genome import Genome
 from megatron_dna.inference.masked import MaskedModel
 from megatron_dna.inference.mutagenesis import mutate_region
 from megatron_dna.inference.score_log import ScoreLog
@@ -21,6 +21,7 @@ from megatron_dna.inference.scored_vcf import score_vcf
 from megatron_dna.inference.variants import OUTCOMES, Scorer, Scores, Variant
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
+from megatron_dna.tokenizer.pieces import token_spans
 from tests.unit.genome_files import EXAMPLE, reverse_complement
 from tests.unit.variant_files import needs_bcftools
 from tests.unit.variant_models import Oracle, save_model
