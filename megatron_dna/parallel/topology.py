@@ -122,8 +122,8 @@ def pretended_world(
     def create_fake_group(*args: Any, **kwargs: Any) -> dist.ProcessGroup:
         return create_group(*args, **(kwargs | {"backend": None}))  # Megatron's gloo groups too
 
-    def echo(said: list[Any], value: Any, group: dist.ProcessGroup | None = None) -> None:
-        said[:] = [value] * len(said)  # objects travel as tensors, and a dry run's hold nothing
+    def echo(object_list: Any, obj: Any, group: Any = None) -> Any:
+        object_list[:] = [obj] * len(object_list)  # as tensors they would hold nothing
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     parallel_state.create_group, dist.all_gather_object = create_fake_group, echo

@@ -1,9 +1,9 @@
 """One rank of a world that is not there: the real code path, on tensors without storage.
 
-torch's fake process group stands in for all other ranks and its FakeTensor mode (tensors on the meta
-device that say they are elsewhere) for memory. Everything else is what training runs:
-process groups, model, weights, DDP's buffers, optimizer state, a forward and a backward pass. What
-differs from a GPU: the layers are the `local` ones; DP's own collectives are left out.
+torch's fake process group stands in for all other ranks and its FakeTensor mode (tensors on the
+meta device that say they are elsewhere) for memory. Everything else is what training runs: process
+groups, model, weights, DDP's buffers, optimizer state, a forward and a backward pass. What differs
+from a GPU: the layers are the `local` ones; DP's own collectives are left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def dry_run(config: Config, world_size: int, rank: int, vocab_size: int) -> DryR
         segment = _segment_bytes(wrapped, config, place)
         return DryRun(
             rank, world_size, place.tp_rank, place.pp_rank, place.dp_rank,
-            sum(parameter.numel() for parameter in wrapped.parameters()), *state_bytes(wrapped, optimizer), segment,
+            sum(parameter.numel() for parameter in wrapped.parameters()),
+            *state_bytes(wrapped, optimizer), segment,
         )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-
 from megatron_dna.config import Config
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.planning.compute import StageClock, Tick, segment_flops
@@ -250,9 +249,7 @@ class _RankTraffic:
         total = float(self.item * self.stage_parameters)
         seconds = self.replicas.gather_s(total)
         covered = tick.forward_s if self.parallel.overlap_param_gather else 0.0
-        return Traffic(
-            self.replicas.gather_bytes(total), seconds, max(0.0, seconds - covered)
-        )
+        return Traffic(self.replicas.gather_bytes(total), seconds, max(0.0, seconds - covered))
 
 
 def _optimizer_s(config: Config, vocab_size: int, gpu: Gpu, dp: int) -> float:

@@ -158,7 +158,9 @@ def test_memory_is_what_a_real_step_allocates(world_size: int, overrides: list[s
 
 
 def _name(overrides: list[str]) -> str:
-    return "-".join(option.split(".")[-1].replace("_model_parallel_size", "") for option in overrides)
+    return "-".join(
+        option.split(".")[-1].replace("_model_parallel_size", "") for option in overrides
+    )
 
 
 def _counted_flops() -> dict[str, Any]:
