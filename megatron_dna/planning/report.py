@@ -149,8 +149,8 @@ def _assumptions(plan: Plan) -> str:
         f"{MEMORY_EFFICIENCY} elsewhere; {1e6 * LAUNCH_S:g} us to launch an operation. Alpha-beta: "
         f"{1e6 * NVLINK_LATENCY_S:g} us and\n{gpu.nvlink_gb_per_s:g} GB/s in a node, "
         f"{1e6 * NETWORK_LATENCY_S:g} us and {gpu.network_gb_per_s:g} GB/s a GPU between nodes, "
-        f"bandwidth x {LINK_EFFICIENCY}.\nPeaks: {gpu.source}. Efficiencies and latencies are "
-        "assumptions."
+        f"bandwidth x {LINK_EFFICIENCY}.\nPeaks: {gpu.source}.\n"
+        "Efficiencies and latencies are assumptions."
     )
 
 
