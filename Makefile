@@ -106,8 +106,9 @@ format: setup  ## Rewrite Python and C++ in the house format
 	@if command -v clang-format >/dev/null; then clang-format -i $(CORE_SOURCES); fi
 
 .PHONY: docs
-docs: setup  ## Rewrite docs/configuration.md from megatron_dna/config.py
+docs: setup  ## Rewrite docs/configuration.md, and the table of recipes in docs/planning.md
 	$(VENV_PYTHON) tools/generate_config_docs.py
+	$(VENV_PYTHON) tools/generate_plan_docs.py
 
 .PHONY: bench
 bench: setup  ## Run the benchmarks; each prints what it measured against what

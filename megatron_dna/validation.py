@@ -52,19 +52,25 @@ def _require_one_of(key: str, value: str | None, choices: Sequence[str | None]) 
     _require(value in choices, key, value, "must be one of " + ", ".join(map(str, choices)))
 
 
-def validate(config: Config, world_size: int) -> None:
+def validate(config: Config, world_size: int, files: bool = True) -> None:
     """Check everything that can be checked without a process group or a model.
+
+    Args:
+        config: the run's options.
+        world_size: number of processes.
+        files: whether the files it names must be there (a plan can do without).
 
     Raises:
         ConfigError: with key, value, rule and, where it is not plain from the rule, the fix.
     """
     _validate_model(config.model)
     _validate_memory(config.memory, config.data.kind)
-    _validate_data(config.data)
+    _validate_data(config.data, files)
     _validate_parallel(config)
     _validate_training(config)
     _validate_stages_fit(config)
-    _validate_load(config)
+    if files:
+        _validate_load(config)
     replicas = data_parallel_size(config, world_size)
     train = config.train
     step = train.micro_batch_size * replicas
@@ -183,11 +189,11 @@ def _validate_until(key: str, until: UntilConfig) -> None:
         _require_positive(key, until, "patience")
 
 
-def _validate_data(data: DataConfig) -> None:
+def _validate_data(data: DataConfig, files: bool) -> None:
     _require_one_of("data.kind", data.kind, ("genome", "recall"))
     if data.kind == "recall":
         _validate_recall(data)
-    else:
+    elif files:
         _validate_files(data)
     _require(data.segment_size >= 8, "data.segment_size", data.segment_size, "must be at least 8")
     _require(

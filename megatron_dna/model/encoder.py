@@ -328,4 +328,5 @@ def build_model(
         config.model.num_layers,
     )
     mark_split_weights(state)
-    return model.to(device)
+    # Weights are drawn on the CPU. (torch cannot move a dry run's fake tensors, not even nowhere.)
+    return model if device.type == "cpu" else model.to(device)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,6 +104,38 @@ def initialize(config: Config, platform: Platform) -> Topology:
         groups=ProcessGroupCollection.use_mpu_process_groups(),
         ring=_ring(),
     )
+
+
+@contextlib.contextmanager
+def pretended_world(
+    config: Config, platform: Platform, rank: int, world_size: int
+) -> Iterator[Topology]:
+    """Be `rank` of a world in which no other rank exists: collectives return at once.
+
+    For dry runs: what collectives leave in tensors means nothing, and every rank says what this one
+    says.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    create_group, gather = parallel_state.create_group, dist.all_gather_object
+
+    def create_fake_group(*args: Any, **kwargs: Any) -> dist.ProcessGroup:
+        return create_group(*args, **(kwargs | {"backend": None}))  # Megatron's gloo groups too
+
+    def echo(object_list: Any, obj: Any, group: Any = None) -> Any:
+        object_list[:] = [obj] * len(object_list)  # as tensors they would hold nothing
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    parallel_state.create_group, dist.all_gather_object = create_fake_group, echo
+    try:
+        place = initialize(config, platform)
+        # Megatron's streams of random numbers check each other's state; these are inert.
+        tensor_parallel.random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+        yield place
+    finally:
+        tensor_parallel.random.initialize_rng_tracker(force_reset=True)
+        parallel_state.create_group, dist.all_gather_object = create_group, gather
+        shutdown()
 
 
 def _ring() -> Ring:

@@ -14,7 +14,8 @@ from tests.dist.harness import run_ranks
 from tests.dist.small_data import write_data
 from tests.integration.commands import ROOT
 
-RECIPES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
+# The others need GPUs: tests/dist/test_planning.py builds them in worlds that are not there.
+RECIPES = sorted(path.name for path in (ROOT / "examples").glob("tiny*.yaml"))
 
 
 def _train(recipe: Path, overrides: list[str]) -> None:

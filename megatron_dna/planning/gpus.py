@@ -1,0 +1,77 @@
+"""What a GPU and its node can do, and how much of that kernels reach: every constant of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_dna.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU in a node of eight."""
+
+    name: str
+    memory_gib: float
+    """As the driver shows it, rounded down."""
+    bf16_tflops: float
+    """Dense peak of the tensor cores."""
+    fp32_tflops: float
+    """Peak outside of the tensor cores (torch's default: no TF32)."""
+    memory_tb_per_s: float
+    nvlink_gb_per_s: float
+    """To the other GPUs of the node, one direction."""
+    network_gb_per_s: float
+    """To other nodes, one direction: one network card a GPU."""
+    source: str
+    """Where the figures come from."""
+
+    def peak_flops(self, precision: str) -> float:
+        """FLOPs a second at `bf16` or `fp32`."""
+        return 1e12 * (self.bf16_tflops if precision == "bf16" else self.fp32_tflops)
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100", 79, 312, 19.5, 2.039, 300, 25,
+            "NVIDIA A100 80GB SXM data sheet; DGX A100: 8 x 200 Gb/s"),
+        Gpu("h100", 79, 989.4, 67, 3.35, 450, 50,
+            "NVIDIA H100 SXM data sheet; DGX H100: 8 x 400 Gb/s"),
+        Gpu("h200", 140, 989.4, 67, 4.8, 450, 50,
+            "NVIDIA H200 SXM data sheet; DGX H200: 8 x 400 Gb/s"),
+        Gpu("b200", 179, 2250, 75, 8.0, 900, 50,
+            "NVIDIA HGX B200 data sheet; DGX B200: 8 x 400 Gb/s"),
+    )
+}  # fmt: skip
+
+GPUS_PER_NODE = 8
+
+# What follows are assumptions, not measurements.
+USABLE_MEMORY = 0.9
+"""Share of a GPU's memory that a plan may fill; the rest is for CUDA, NCCL and workspaces."""
+MATMUL_EFFICIENCY = 0.75
+"""Share of the peak that a large matrix product reaches."""
+ATTENTION_EFFICIENCY = 0.35
+"""Share of the peak of FlashAttention-2 on an H100. Source: Shah et al. 2024 (FlashAttention-3)."""
+MEMORY_EFFICIENCY = 0.8
+"""Share of the memory bandwidth that an elementwise kernel reaches."""
+LAUNCH_S = 6e-6
+"""Seconds the host takes to launch one operation."""
+LINK_EFFICIENCY = 0.8
+"""Share of a link's bandwidth that a collective reaches."""
+NVLINK_LATENCY_S = 5e-6
+"""A hop within a node: alpha."""
+NETWORK_LATENCY_S = 15e-6
+"""A hop between nodes: alpha."""
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU called `name`.
+
+    Raises:
+        ConfigError: it is not in the table.
+    """
+    if name not in GPUS:
+        raise ConfigError(f"--gpu ({name}) must be one of {', '.join(GPUS)}")
+    return GPUS[name]

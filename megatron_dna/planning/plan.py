@@ -1,0 +1,262 @@
+"""What a run needs and how long it takes, computed before it is paid for.
+
+Nothing here is measured on a GPU: memory follows what the code allocates (held to that by tests
+on CPU), time follows a roofline and an alpha-beta model with the constants of `gpus`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from megatron_dna.config import Config
+from megatron_dna.parallel.schedule import SegmentSchedule
+from megatron_dna.planning.compute import StageClock, Tick, segment_flops
+from megatron_dna.planning.gpus import MEMORY_EFFICIENCY, USABLE_MEMORY, Gpu
+from megatron_dna.planning.links import Link
+from megatron_dna.planning.memory import StageMemory, item_bytes, stage_memory
+from megatron_dna.planning.parameters import stage_parameters, total_parameters
+from megatron_dna.validation import data_parallel_size, validate
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one kind of communication costs a rank in a step."""
+
+    bytes_sent: float
+    total_s: float
+    exposed_s: float
+    """What of it no computation hides."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate of one run at one layout."""
+
+    config: Config
+    gpu: Gpu
+    num_gpus: int
+    dp: int
+    vocab_size: int
+    tokens: int
+    """Content tokens to train on."""
+    parameters: int
+    stages: list[StageMemory]
+    """Bytes a rank, by pipeline stage."""
+    num_microbatches: int
+    flops_per_token: float
+    """Forward and backward pass, recomputation left out."""
+    tokens_per_step: int
+    traffic: dict[str, Traffic]
+    """By kind: `tensor`, `pipeline`, `gradients`, `parameters`."""
+    work_s: float
+    """Of the busiest stage in a step, TP's exposed communication included."""
+    scheduled_s: float
+    """The same and the pipeline's bubble."""
+    optimizer_s: float
+    step_s: float
+
+    @property
+    def memory(self) -> StageMemory:
+        """Of the fullest stage."""
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank stays within the usable share of its GPU's memory."""
+        return self.memory.total <= USABLE_MEMORY * self.gpu.memory_gib * 2**30
+
+    @property
+    def busy_share(self) -> float:
+        """Of the pipeline; the rest is its bubble."""
+        return self.work_s / self.scheduled_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Content tokens a second, over all GPUs."""
+        return self.tokens_per_step / self.step_s
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs a second over the peak of all GPUs at the run's precision."""
+        peak = self.num_gpus * self.gpu.peak_flops(self.config.train.precision)
+        return self.flops_per_token * self.tokens_per_s / peak
+
+    @property
+    def days(self) -> float:
+        """Of training on `tokens`; evaluation, checkpoints and faults left out."""
+        return self.tokens / self.tokens_per_s / 86400
+
+    @property
+    def gpu_hours(self) -> float:
+        """What is paid for."""
+        return 24 * self.days * self.num_gpus
+
+
+def tokens_per_step(config: Config) -> int:
+    """Content tokens ([CLS], [SEP] and memory left out) of a global batch."""
+    content = config.memory.max_n_segments * (config.data.segment_size - 2)
+    return config.train.global_batch_size * content
+
+
+def make_plan(
+    config: Config, num_gpus: int, gpu: Gpu, vocab_size: int, tokens: int | None = None
+) -> Plan:
+    """Estimate the run; windows are of memory.max_n_segments, as after the curriculum.
+
+    Args:
+        config: the run's options.
+        num_gpus: world size.
+        gpu: what it runs on.
+        vocab_size: ids of the tokenizer.
+        tokens: to train on; None for what train.train_iters steps read.
+
+    Raises:
+        ConfigError: the options do not fit each other or the number of GPUs.
+    """
+    validate(config, num_gpus, files=False)
+    dp = data_parallel_size(config, num_gpus)
+    pp = config.parallel.pipeline_model_parallel_size
+    step_tokens = tokens_per_step(config)
+    count = config.train.global_batch_size // (config.train.micro_batch_size * dp)
+    schedule = SegmentSchedule(config.memory.max_n_segments, config.memory.bptt_depth, count)
+    clock = StageClock(config, vocab_size, gpu)
+    # Layers are alike but for local and global attention: the busiest stage may be any.
+    ticks = [clock.tick(stage) for stage in range(pp)]
+    slowest = max(ticks, key=lambda tick: tick.total_s)
+    work_s, scheduled_s = schedule_times(schedule, slowest.total_s, pp)
+    rank = _RankTraffic(config, vocab_size, gpu, dp, schedule)
+    traffic = {
+        "tensor": rank.tensor(slowest),
+        "pipeline": rank.pipeline(),
+        "gradients": rank.gradients(slowest),
+        "parameters": rank.parameters(slowest),
+    }
+    outside = sum(part.exposed_s for kind, part in traffic.items() if kind != "tensor")
+    optimizer_s = _optimizer_s(config, vocab_size, gpu, dp)
+    flops = 3 * config.train.global_batch_size * config.memory.max_n_segments
+    return Plan(
+        config=config,
+        gpu=gpu,
+        num_gpus=num_gpus,
+        dp=dp,
+        vocab_size=vocab_size,
+        tokens=config.train.train_iters * step_tokens if tokens is None else tokens,
+        parameters=total_parameters(config, vocab_size),
+        stages=[stage_memory(config, vocab_size, stage, dp, schedule) for stage in range(pp)],
+        num_microbatches=count,
+        flops_per_token=flops * segment_flops(config, vocab_size) / step_tokens,
+        tokens_per_step=step_tokens,
+        traffic=traffic,
+        work_s=work_s,
+        scheduled_s=scheduled_s,
+        optimizer_s=optimizer_s,
+        step_s=scheduled_s + outside + optimizer_s,
+    )
+
+
+def other_recompute(plan: Plan) -> Plan:
+    """`plan` with full recomputation where it has none, without where it has."""
+    train = plan.config.train
+    other = None if train.recompute_granularity == "full" else "full"
+    train = dataclasses.replace(train, recompute_granularity=other)
+    config = dataclasses.replace(plan.config, train=train)
+    return make_plan(config, plan.num_gpus, plan.gpu, plan.vocab_size, plan.tokens)
+
+
+def schedule_times(
+    schedule: SegmentSchedule, tick_s: float, num_stages: int
+) -> tuple[float, float]:
+    """Seconds that a stage works in a step, and seconds that the schedule takes.
+
+    Args:
+        schedule: order of work; over one segment it has as many ticks as Megatron's 1F1B.
+        tick_s: forward and backward pass of one segment of one micro-batch.
+        num_stages: PP.
+    """
+    work = scheduled = 0.0
+    for group in schedule.groups():
+        part = SegmentSchedule(len(group), -1, schedule.num_microbatches)
+        busy = tick_s * len(group) * schedule.num_microbatches
+        work += busy
+        scheduled += busy / part.busy_share(num_stages)
+    return work, scheduled
+
+
+class _RankTraffic:
+    """What a rank of the fullest stage sends in a step."""
+
+    def __init__(
+        self, config: Config, vocab_size: int, gpu: Gpu, dp: int, schedule: SegmentSchedule
+    ) -> None:
+        parallel = config.parallel
+        self.config, self.parallel, self.schedule = config, parallel, schedule
+        self.tp = parallel.tensor_model_parallel_size
+        self.pp = parallel.pipeline_model_parallel_size
+        self.tasks = schedule.num_segments * schedule.num_microbatches
+        self.item = item_bytes(config)
+        self.stage_parameters = max(
+            stage_parameters(config, vocab_size, stage) for stage in range(self.pp)
+        )
+        # Megatron's order of ranks: TP next to each other, then DP, then PP.
+        self.within = Link(gpu, self.tp, 1)
+        self.replicas = Link(gpu, dp, self.tp)
+        self.stages = Link(gpu, self.pp, self.tp * dp)
+        micro_batch = config.train.micro_batch_size * config.model.hidden_size * self.item
+        self.hidden = micro_batch * config.seq_length
+        self.memory = micro_batch * config.memory.num_mem_tokens
+
+    def tensor(self, tick: Tick) -> Traffic:
+        """TP's all-gathers, reduce-scatters or all-reduces inside of layers."""
+        if self.tp == 1:
+            return Traffic(0.0, 0.0, 0.0)
+        layers = self.config.model.num_layers // self.pp
+        full = self.config.train.recompute_granularity == "full"
+        # Each all-reduce is a gather and a scatter; SP gathers the inputs again for the backward.
+        count = (10 if self.parallel.sequence_parallel else 8) + (4 if full else 0)
+        sent = layers * count * self.within.gather_bytes(self.hidden)
+        return Traffic(
+            self.tasks * sent, self.tasks * tick.communication_s, self.tasks * tick.exposed_s
+        )
+
+    def pipeline(self) -> Traffic:
+        """Hidden states and memory between stages, and their gradients.
+
+        The segment engine posts its transfers ahead and they hide; Megatron's 1F1B waits for them.
+        """
+        if self.pp == 1:
+            return Traffic(0.0, 0.0, 0.0)
+        sharded = self.tp if self.parallel.sequence_parallel else 1
+        one = self.hidden / sharded
+        has_segments = self.schedule.num_segments > 1
+        sent = 2 * self.tasks * (one + (self.memory if has_segments else 0))
+        total = 2 * self.tasks * self.stages.send_s(one)
+        return Traffic(sent, total, 0.0 if has_segments else total)
+
+    def gradients(self, tick: Tick) -> Traffic:
+        """DP's reduction in fp32; overlapped, behind the last backward task."""
+        total = 4.0 * self.stage_parameters
+        sent, seconds = self.replicas.gather_bytes(total), self.replicas.gather_s(total)
+        if not self.parallel.use_distributed_optimizer:
+            sent, seconds = 2 * sent, 2 * seconds
+        covered = tick.backward_s if self.parallel.overlap_grad_reduce else 0.0
+        return Traffic(sent, seconds, max(0.0, seconds - covered))
+
+    def parameters(self, tick: Tick) -> Traffic:
+        """The distributed optimizer's gather; overlapped, behind the first forward task."""
+        if not self.parallel.use_distributed_optimizer:
+            return Traffic(0.0, 0.0, 0.0)
+        total = float(self.item * self.stage_parameters)
+        seconds = self.replicas.gather_s(total)
+        covered = tick.forward_s if self.parallel.overlap_param_gather else 0.0
+        return Traffic(self.replicas.gather_bytes(total), seconds, max(0.0, seconds - covered))
+
+
+def _optimizer_s(config: Config, vocab_size: int, gpu: Gpu, dp: int) -> float:
+    """Seconds of gradient norm and Adam: they read and write, and hardly compute."""
+    pp = config.parallel.pipeline_model_parallel_size
+    held = max(stage_parameters(config, vocab_size, stage) for stage in range(pp))
+    share = held / (dp if config.parallel.use_distributed_optimizer else 1)
+    # Main weight and two moments read and written; gradient read twice; the weight; its zeroing.
+    moved = share * (6 * 4 + 2 * 4 + item_bytes(config)) + 4 * held
+    return moved / (1e12 * MEMORY_EFFICIENCY * gpu.memory_tb_per_s)

@@ -1,0 +1,196 @@
+"""What a plan says, held to what it follows from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_dna.config import ConfigError, load_config
+from megatron_dna.parallel.schedule import SegmentSchedule
+from megatron_dna.parallel.timeline import finish_times
+from megatron_dna.planning.gpus import GPUS, find_gpu
+from megatron_dna.planning.links import Link
+from megatron_dna.planning.plan import make_plan, other_recompute, schedule_times
+from megatron_dna.planning.report import page
+from megatron_dna.planning.search import search
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCAB = 32000
+H100 = GPUS["h100"]
+
+
+def _tool(name: str):
+    """A file of tools/, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _recipe(name: str, *overrides: str):
+    return load_config(ROOT / "examples" / f"{name}.yaml", list(overrides))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("segments", "depth", "count"), [(1, -1, 8), (8, -1, 4), (8, -1, 1), (7, 3, 4), (6, 2, 2)]
+)
+def test_bubble_is_that_of_the_clock(stages, segments, depth, count):
+    """A bubble of its own making would rank pipelines wrongly."""
+    schedule = SegmentSchedule(segments, depth, count)
+    work, scheduled = schedule_times(schedule, 2.0, stages)
+    assert work == pytest.approx(2.0 * segments * count)
+    assert scheduled == pytest.approx(max(finish_times(schedule, stages).values()))
+
+
+def test_mfu_and_days_follow_from_the_step():
+    plan = make_plan(_recipe("7b_rmt"), 256, H100, VOCAB, tokens=10**12)
+    speed = 256 * 8 * 1006 / plan.step_s
+    assert plan.tokens_per_s == pytest.approx(speed)
+    assert plan.days == pytest.approx(1e12 / speed / 86400)
+    assert plan.gpu_hours == pytest.approx(plan.days * 24 * 256)
+    assert plan.mfu == pytest.approx(plan.flops_per_token * speed / (256 * 989.4e12))
+    assert plan.step_s > plan.scheduled_s > plan.work_s
+    # Six FLOPs a parameter and token but for attention, the embedding, and what is not masked.
+    assert plan.flops_per_token == pytest.approx(6 * plan.parameters, rel=0.1)
+
+
+def test_more_of_anything_costs_more():
+    """Signs that no refactoring may turn round."""
+    plan = make_plan(_recipe("7b_rmt"), 256, H100, VOCAB)
+    full = other_recompute(plan)
+    assert full.memory.total < plan.memory.total
+    assert full.step_s > 1.2 * plan.step_s
+    deaf = make_plan(_recipe("7b_rmt", "parallel.overlap_grad_reduce=false",
+                             "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
+    for kind in ("gradients", "parameters"):
+        assert deaf.traffic[kind].exposed_s == deaf.traffic[kind].total_s
+        assert plan.traffic[kind].exposed_s < deaf.traffic[kind].exposed_s
+        assert plan.traffic[kind].bytes_sent == deaf.traffic[kind].bytes_sent
+    faster = make_plan(_recipe("7b_rmt"), 256, GPUS["b200"], VOCAB)
+    assert faster.step_s < plan.step_s
+    unsharded = make_plan(
+        _recipe("7b_rmt", "parallel.use_distributed_optimizer=false",
+                "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
+    assert unsharded.memory.optimizer == pytest.approx(32 * plan.memory.optimizer)
+    assert not unsharded.fits
+
+
+def test_links_know_where_a_node_ends():
+    inside, across = Link(H100, 8, 1), Link(H100, 16, 1)
+    assert inside.inside_node
+    assert not across.inside_node
+    assert across.gather_s(1e9) > inside.gather_s(1e9)
+    # One member in a node has one network card; eight members share eight.
+    assert Link(H100, 8, 8).gather_s(1e9) > 5 * across.gather_s(1e9)
+    assert inside.gather_s(8e9) == pytest.approx(7e9 / (0.8 * 450e9), rel=0.01)
+    assert inside.all_reduce_s(1e9) == 2 * inside.gather_s(1e9)
+    assert Link(H100, 1, 1).gather_s(1e9) == 0
+
+
+def test_search_ranks_layouts_that_fit_and_train_the_same():
+    config = _recipe("7b_rmt")
+    plans = search(config, 256, H100, VOCAB)
+    assert all(plan.fits for plan in plans)
+    speeds = [plan.tokens_per_s for plan in plans]
+    assert speeds == sorted(speeds, reverse=True)
+    assert len({plan.tokens_per_step for plan in plans}) == 1
+    assert len({plan.config.parallel.tensor_model_parallel_size for plan in plans}) > 1
+    assert len({plan.config.parallel.pipeline_model_parallel_size for plan in plans}) > 1
+    assert {plan.config.train.recompute_granularity for plan in plans} == {None, "full"}
+    own = make_plan(config, 256, H100, VOCAB)
+    assert own.tokens_per_s in speeds
+
+
+def test_search_says_that_nothing_fits():
+    with pytest.raises(ConfigError, match=r"--num-gpus \(1\) x --gpu \(h100\) holds none of"):
+        search(_recipe("7b_rmt"), 1, H100, VOCAB)
+
+
+def test_bad_wishes_are_named():
+    with pytest.raises(ConfigError, match=r"--gpu \(h800\) must be one of a100"):
+        find_gpu("h800")
+    with pytest.raises(ConfigError, match=r"must divide the number of processes \(250\)"):
+        make_plan(_recipe("7b_rmt"), 250, H100, VOCAB)
+    with pytest.raises(ConfigError, match="pipeline_model_parallel_size"):
+        make_plan(_recipe("7b", "parallel.pipeline_model_parallel_size=5"), 250, H100, VOCAB)
+
+
+def test_page_says_what_it_is():
+    plan = make_plan(_recipe("7b_rmt"), 256, H100, VOCAB)
+    text = page(plan, other_recompute(plan))
+    assert "no run on a GPU has been measured" in text
+    assert "256 x h100: TP 2 + SP x PP 4 x DP 32" in text
+    assert "fits: " in text
+    assert len(text.splitlines()) < 60
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def _main(monkeypatch, *arguments: str) -> int:
+    tool = _tool("plan_run")
+    monkeypatch.setattr(sys, "argv", ["plan_run.py", *arguments])
+    return tool.main()
+
+
+RUN = ["--config", str(ROOT / "examples/7b_rmt.yaml"), "--num-gpus", "256"]
+
+
+def test_json_holds_the_plan(monkeypatch, capsys):
+    """Without --vocab-size the tokenizer that is not there is named, on stderr."""
+    assert _main(monkeypatch, *RUN, "--json") == 0
+    printed = capsys.readouterr()
+    numbers = json.loads(printed.out)
+    assert numbers["parameters"] == make_plan(_recipe("7b_rmt"), 256, H100, VOCAB).parameters
+    assert len(numbers["stages_bytes"]) == 4
+    assert "data.tokenizer (data/tokenizer.json) is not there" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "h800"], "--gpu (h800) must be one of"),
+        (["--num-gpus", "0"], "--num-gpus (0) must be at least 1"),
+        (["--num-gpus", "12"], "must divide the number of processes (12)"),
+        (["--tokens", "-5"], "--tokens (-5) must be at least 1"),
+        (["--rank", "3"], "--rank (3) goes with --dry-run"),
+        (["--dry-run", "--rank", "256"], "--rank (256) goes with --dry-run and lies below"),
+        (["train.micro_batch_size=3"], "train.global_batch_size (256) must be a multiple of"),
+        (["model.no_such=3"], "model.no_such"),
+        (["--config", "missing.yaml"], "--config (missing.yaml) is not a file"),
+    ],
+)
+def test_bad_arguments_are_one_line(monkeypatch, capsys, arguments, said):
+    assert _main(monkeypatch, *RUN, "--vocab-size", "32000", *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_table_in_docs_is_up_to_date():
+    """Write it with `make docs`."""
+    assert _tool("generate_plan_docs").render() in (ROOT / "docs/planning.md").read_text()
+
+
+def test_recipes_fit_and_obey_the_rules_of_fp8():
+    """Rows of a rank in multiples of 8, widths in multiples of 16: Transformer Engine's FP8."""
+    tool = _tool("generate_plan_docs")
+    assert {path.stem for path in tool.recipe_paths()} == {
+        path.stem for path in (ROOT / "examples").glob("*.yaml")
+    }
+    for path in tool.recipe_paths():
+        plan = tool.plan_recipe(path)
+        config, tp = plan.config, plan.config.parallel.tensor_model_parallel_size
+        assert plan.fits, path
+        assert config.seq_length * config.train.micro_batch_size % (8 * tp) == 0, path
+        for width in (config.model.hidden_size, config.model.ffn_hidden_size):
+            assert width % (16 * tp) == 0, path
+        if config.memory.curriculum:
+            stages = config.memory.curriculum
+            assert stages[-1].n_segments == config.memory.max_n_segments
+            assert sum(stage.train_iters or 0 for stage in stages) < config.train.train_iters
