@@ -123,6 +123,12 @@ def sum_over_world(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def max_over_world(values: torch.Tensor) -> torch.Tensor:
+    """The largest of each of `values` over all processes, in place and on every process."""
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
 def shutdown() -> None:
     """Leave the world. Safe to call twice."""
     if dist.is_initialized():

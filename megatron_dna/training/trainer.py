@@ -5,38 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from megatron_dna.checkpoint.agreement import on_first_rank
-from megatron_dna.checkpoint.compatibility import (
-    MEMORY_TENSORS,
-    check_compatible,
-    check_loadable,
-    check_tokenizer,
-)
-from megatron_dna.checkpoint.folders import resolve, write_text
-from megatron_dna.checkpoint.sharded import (
-    find_verified,
-    load_checkpoint,
-    read_config,
-    read_train_state,
-    save_checkpoint,
-)
+from megatron_dna.checkpoint.agreement import on_every_rank, on_first_rank
+from megatron_dna.checkpoint.folders import write_text
+from megatron_dna.checkpoint.sharded import save_checkpoint
 from megatron_dna.checkpoint.state import Interval, TrainState
 from megatron_dna.config import Config, to_yaml
 from megatron_dna.data.loader import Batch, SampleReader, build_loader
 from megatron_dna.data.split import take_windows
 from megatron_dna.parallel.step import StepResult, run_step
+from megatron_dna.parallel.topology import max_over_world
 from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.curriculum import Curriculum
 from megatron_dna.training.evaluation import evaluate
+from megatron_dna.training.lock import OutputLock
 from megatron_dna.training.metrics import Metrics, throughput
 from megatron_dna.training.optimizer import (
     build_optimizer,
@@ -46,6 +38,8 @@ from megatron_dna.training.optimizer import (
 )
 from megatron_dna.training.schedule_report import describe_schedule
 from megatron_dna.training.session import close_session, open_session
+from megatron_dna.training.signals import StopRequest
+from megatron_dna.training.start import start_run
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +60,27 @@ class Trainer:
         self.config = config
         self.output_dir = Path(config.train.output_dir)
         self.session = open_session(config)
+        self.stop_request = StopRequest()
+        self.lock = OutputLock(self.output_dir)
+        # What torchrun restarts may have to wait for what it stops on another machine.
+        is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        on_first_rank(lambda: self.lock.claim(wait_s=60.0 if is_restart else 0.0))
+        on_every_rank(self.lock.join)
+        try:
+            self._open()
+        except BaseException:
+            self.lock.abandon()
+            raise
+
+    def _open(self) -> None:
+        config = self.config
         self.optimizer = build_optimizer(config, self.session.model)
         self.scheduler = build_scheduler(config, self.optimizer)
-        self.state = TrainState(tokenizer_sha256=self.session.tokenizer.sha256)
+        self.state = start_run(self.output_dir / "checkpoints", self.session, self.optimizer)
+        self.scheduler.step(self.state.iteration)  # at the stage's peak from _enter_stage on
         self.metrics: Metrics | None = None
-        self._saved_iteration = -1
+        self._saved_iteration = self.state.iteration or -1
         self._stage_is_new = False
-        self._resume()
         self.curriculum = Curriculum(config, self.state.curriculum)
         self._enter_stage()
         place = self.session.place
@@ -83,8 +91,11 @@ class Trainer:
             SampleReader(config, "valid").log_summary()  # bad files stop the run here, not later
         on_first_rank(self._open_output)
 
-    def train(self) -> None:
+    def train(self) -> bool:
         """Take the steps that are left, then evaluate and save.
+
+        Returns:
+            Whether all steps are taken: False if the run was asked to stop, and has saved.
 
         Raises:
             DivergenceError: the loss or the gradient norm of a step is not finite.
@@ -105,65 +116,36 @@ class Trainer:
                     self._save()
                 if bar is not None:
                     bar.update()
+                if self._must_stop() and self.state.iteration < last:
+                    self._save()
+                    return False
         logger.info(
             "done: %d iterations, %d samples, %d tokens, %d bases; output in %s",
             self.state.iteration, self.state.consumed_samples, self.state.consumed_tokens,
             self.state.consumed_bases, self.output_dir,
         )  # fmt: skip
+        return True
 
     def close(self) -> None:
         """Finish the record and leave the world in step with the other processes."""
         if self.metrics is not None:
             self.metrics.close()
         close_session()
+        self.lock.release()
+        self.stop_request.restore()
 
-    def _resume(self) -> None:
-        root = self.output_dir / "checkpoints"
-        path = find_verified(root)
-        if path is None:
-            logger.info("no checkpoint in %s: starting from the beginning", root)
-            if self.config.checkpoint.load is not None:
-                self._start_from(Path(self.config.checkpoint.load))
-            return
-
-        def check() -> None:
-            check_compatible(path, read_config(path), self.config)
-            stored = read_train_state(path).tokenizer_sha256
-            check_tokenizer(path, stored, self.session.tokenizer.sha256)
-
-        on_first_rank(check)
-        self.state = load_checkpoint(path, self.session.model, self.optimizer, verify=False)
-        self.scheduler.step(self.state.iteration)  # at the stage's peak from _enter_stage on
-        self._saved_iteration = self.state.iteration
-        logger.info(
-            "resumed from %s: iteration %d, %d samples", path, self.state.iteration,
-            self.state.consumed_samples,
+    def _must_stop(self) -> bool:
+        """Whether any rank was asked to stop; the same on all of them."""
+        asked = torch.tensor([float(self.stop_request.signal is not None)])
+        if max_over_world(asked.to(self.session.platform.device)).item() == 0:
+            return False
+        logger.warning(
+            "asked to stop (%s): saving after iteration %d; the same command goes on from there",
+            self.stop_request.signal or "on another rank", self.state.iteration,
         )  # fmt: skip
-
-    def _start_from(self, source: Path) -> None:
-        """Take weights (and Adam's state, if asked for) from another run; count from zero."""
-        options = self.config.checkpoint
-
-        def check() -> Path:
-            path = resolve(source)
-            check_loadable(path, read_config(path), self.config)
-            stored = read_train_state(path).tokenizer_sha256
-            check_tokenizer(path, stored, self.session.tokenizer.sha256)
-            return path
-
-        path = on_first_rank(check)
-        load_checkpoint(
-            path,
-            self.session.model,
-            self.optimizer,
-            may_be_new=MEMORY_TENSORS,
-            fresh_optimizer=not options.load_optimizer,
-        )
-        what = "weights and optimizer" if options.load_optimizer else "weights"
-        logger.info("started from %s: its %s", path, what)
+        return True
 
     def _open_output(self) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         write_text(self.output_dir / "config.yaml", to_yaml(self.config))
         self.metrics = Metrics(
             self.output_dir, self.state.iteration, self.config.logging.wandb_project
