@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.training.logs import quiet_libraries
 from megatron_dna.training.processes import die_with_torchrun

@@ -8,8 +8,9 @@ from types import FrameType
 from typing import Any
 
 REQUEUE_EXIT_STATUS = 75
-"""Exit status of a run that was asked to stop, has saved, and wants to be started again (EX_TEMPFAIL
-of sysexits.h)."""
+"""Exit status of a run that was asked to stop and has saved: start it again.
+
+EX_TEMPFAIL of sysexits.h."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -15,12 +15,8 @@ from megatron_dna.checkpoint.compatibility import (
     check_tokenizer,
 )
 from megatron_dna.checkpoint.folders import resolve
-from megatron_dna.checkpoint.sharded import (
-    find_verified,
-    load_checkpoint,
-    read_config,
-    read_train_state,
-)
+from megatron_dna.checkpoint.reader import read_config, read_train_state
+from megatron_dna.checkpoint.sharded import find_verified, load_checkpoint
 from megatron_dna.checkpoint.state import TrainState
 from megatron_dna.training.session import Session
 

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.folders import find_latest
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.metadata import read_shapes
 from megatron_dna.checkpoint.reader import read_weights
-from megatron_dna.checkpoint.sharded import (
-    TrainState,
-    load_checkpoint,
-    save_checkpoint,
-)
+from megatron_dna.checkpoint.saving import save_checkpoint
+from megatron_dna.checkpoint.sharded import load_checkpoint
+from megatron_dna.checkpoint.state import TrainState
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import BF16, PLAIN, PP, SP, TP, SmallRun
 

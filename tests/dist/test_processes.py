@@ -172,7 +172,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path):
 
 @pytest.mark.parametrize("sent", ["SIGTERM to the launcher", "SIGUSR1 to one rank"])
 def test_asked_to_stop_a_run_saves_and_asks_to_be_started_again(tmp_path: Path, sent: str):
-    """If not, pre-emption costs all steps since the last save, or one rank stops and others hang."""
+    """If not, pre-emption costs all steps since the last save, or ranks wait for one that left."""
     more = "train.train_iters=150", "checkpoint.save_interval=0"
     options = _options(tmp_path, *more)
     with start(options, tmp_path / "log", ranks=2) as run:
