@@ -1,0 +1,243 @@
+"""A private Slurm of one node: slurmctld, slurmd and munged in a folder, for tests of slurm/.
+
+It says that it has more cores and memory than the machine, so that a script's own `#SBATCH` lines
+are taken as they stand. Nothing of it is left when the test ends, and no other Slurm is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import ROOT
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
+CONFIGURATION = """\
+ClusterName=private
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser=root
+GresTypes=gpu
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+MpiDefault=none
+SwitchType=switch/none
+ReturnToService=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SlurmdParameters=config_overrides
+MinJobAge=3600
+KillWait=5
+NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory={memory_mb} {gres}
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+# Of the states of a job (squeue's manual), those that it does not leave by itself.
+FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A Slurm that runs.
+
+    Attributes:
+        folder: has its logs.
+        environment: with which Slurm's commands find it.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str | Path, **variables: str | Path) -> str:
+        """Run a command, such as `sbatch` or a script that calls it, in the repository's root.
+
+        Args:
+            command: program and arguments.
+            variables: of its environment, and so of the jobs that it submits.
+
+        Returns:
+            What it printed; fails the test, with that, where its exit status is not 0.
+        """
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=self.environment | {name: str(value) for name, value in variables.items()},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def jobs(self) -> list[dict[str, str]]:
+        """All jobs so far, an array's tasks each for themselves, as `scontrol show job` has them.
+
+        Returns:
+            Fields such as JobId, ArrayTaskId, JobName, JobState, Restarts, ExitCode and StdOut;
+            values that have blanks in them are cut at the first.
+        """
+        lines = self.run("scontrol", "show", "job", "--oneliner").splitlines()
+        words = [[word.partition("=") for word in line.split()] for line in lines]
+        jobs = [{name: value for name, _, value in fields} for fields in words]
+        return [job for job in jobs if "JobState" in job]
+
+    def wait(self, until: Callable[[list[dict[str, str]]], bool] | None = None) -> None:
+        """Wait for `until`, which is given all jobs; unless given, until all have ended."""
+        while not (until or _have_ended)(self.jobs()):
+            time.sleep(0.2)
+
+
+def _have_ended(jobs: list[dict[str, str]]) -> bool:
+    # A job after a failed one never starts; nobody would wait for it.
+    stuck = [job for job in jobs if job.get("Reason") == "DependencyNeverSatisfied"]
+    return all(job["JobState"] in FINISHED for job in jobs if job not in stuck)
+
+
+@contextlib.contextmanager
+def slurm_cluster(
+    folder: Path, cpus: int = 64, memory_mb: int = 1 << 18, gpus: int = 0
+) -> Iterator[Slurm]:
+    """A Slurm of one node that runs as long as the context.
+
+    Args:
+        folder: a new one for configuration, state and logs; /tmp keeps its path short enough.
+        cpus, memory_mb, gpus: what jobs can be given, whatever the machine has.
+
+    Raises:
+        pytest.skip.Exception: Slurm and munge are not installed, or may not be started.
+    """
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if missing:
+        pytest.skip(f"needs Slurm and munge (Debian: slurm-wlm, munge); missing: {missing[0]}")
+    if os.geteuid() != 0:
+        pytest.skip("needs to be root: slurmd starts jobs as their users")
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    configuration = folder / "slurm.conf"
+    configuration.write_text(_configure(folder, cpus, memory_mb, gpus))
+    if gpus:  # empty files in place of devices: jobs get their share, whatever it is
+        for number in range(gpus):
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{gpus - 1}]\n")
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o600)
+    environment = _clean_environment() | {"SLURM_CONF": str(configuration), "PATH": _path()}
+    slurm = Slurm(folder, environment)
+    # --force: the folders of a test are not as munged would have those of a machine.
+    with (
+        _daemon(slurm, "munged", "--foreground", "--force", *_munge_files(folder)) as munged,
+        _daemon(slurm, "slurmctld", "-D", "-f", str(configuration)) as controller,
+        _daemon(slurm, "slurmd", "-D", "-f", str(configuration)) as node,
+    ):
+        while "idle" not in _node_state(slurm):
+            if any(daemon.poll() is not None for daemon in (munged, controller, node)):
+                pytest.fail(f"Slurm did not start:\n{_logs(folder)}")
+            time.sleep(0.1)
+        try:
+            yield slurm
+        finally:
+            _cancel_all(slurm)
+
+
+def _path() -> str:
+    """PATH with the folders of daemons, which a user's may lack."""
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _clean_environment() -> dict[str, str]:
+    """Ours, without what a Slurm around the tests has put there."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "SBATCH", "SCONTROL", "SINFO"))
+    }
+
+
+def _configure(folder: Path, cpus: int, memory_mb: int, gpus: int) -> str:
+    with socket.socket() as first, socket.socket() as second:
+        for taken in (first, second):
+            taken.bind(("127.0.0.1", 0))
+        ports = [taken.getsockname()[1] for taken in (first, second)]
+    return CONFIGURATION.format(
+        folder=folder,
+        host=socket.gethostname().partition(".")[0],
+        controller_port=ports[0],
+        node_port=ports[1],
+        cpus=cpus,
+        memory_mb=memory_mb,
+        gres=f"Gres=gpu:{gpus}" if gpus else "",
+    )
+
+
+def _munge_files(folder: Path) -> list[str]:
+    return [
+        f"--socket={folder}/munge.socket",
+        f"--key-file={folder}/munge.key",
+        f"--log-file={folder}/munged.file.log",
+        f"--pid-file={folder}/munged.pid",
+        f"--seed-file={folder}/munged.seed",
+    ]
+
+
+@contextlib.contextmanager
+def _daemon(slurm: Slurm, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a daemon in the foreground; its log is PROGRAM.log in the folder."""
+    with (slurm.folder / f"{command[0]}.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _node_state(slurm: Slurm) -> str:
+    """Empty as long as the controller does not answer."""
+    done = subprocess.run(
+        ["sinfo", "--noheader", "--format=%T"],
+        env=slurm.environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    return done.stdout
+
+
+def _logs(folder: Path) -> str:
+    """The ends of the daemons' logs."""
+    return "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in folder.glob("*.log"))
+
+
+def _cancel_all(slurm: Slurm) -> None:
+    """End what is still running: jobs outlive slurmd."""
+    running = [job["JobId"] for job in slurm.jobs() if job["JobState"] not in FINISHED]
+    if running:
+        slurm.run("scancel", "--signal=KILL", "--full", *running)
+        slurm.run("scancel", *running)
+        slurm.wait()
