@@ -1,6 +1,6 @@
 """Kill a 4-rank run again and again, and see that it ends as one that was never touched.
 
-    python tests/soak.py [--kills 30] [--seed 0] [--folder DIR]
+    python -m tests.soak [--kills 30] [--seed 0] [--folder DIR]
 
 Each kill is a SIGKILL of one rank, of all ranks, or of torchrun, at a random iteration or in the
 midst of a save. Whatever is left must go on with the same command and end with the same weights and

@@ -64,7 +64,7 @@ def manifest_text(iteration: int, files: Mapping[str, FileRecord], about: Mappin
             for name, record in sorted(files.items())
         },
     }
-    return json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1) + "\n"
+    return _render(manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -82,13 +82,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "megatron_dna"
         )
     try:
-        manifest = json.loads(path.read_bytes())
+        content = path.read_text(encoding="ascii")
+        manifest = json.loads(content)
         kind, version = manifest["format"], manifest["format_version"]
         records = {
             str(name): FileRecord(int(entry["num_bytes"]), str(entry["sha256"]))
             for name, entry in manifest["files"].items()
         }
-        digest = manifest.pop("sha256", None)
+        manifest.pop("sha256", None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged ({error})") from error
     if kind != FORMAT or version not in (1, FORMAT_VERSION):
@@ -96,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"checkpoint {folder}: {MANIFEST} says format {kind} version {version}, not {FORMAT} "
             f"version {FORMAT_VERSION}; use the release that wrote it"
         )
-    if version != 1 and digest != _digest(manifest):
+    if version != 1 and content != _render(manifest):
         raise CheckpointError(
             f"checkpoint {folder}: {MANIFEST} is damaged (it is not what was written)"
         )
@@ -106,9 +107,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return {**manifest, "files": records}
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """Of the content, whatever the spaces between."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _render(manifest: Mapping[str, Any]) -> str:
+    """The text with its own digest: any other text is a damaged one."""
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=1) + "\n"
 
 
 def check_sizes(folder: Path, required: Collection[str] = ()) -> dict[str, FileRecord]:

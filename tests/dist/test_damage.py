@@ -71,7 +71,7 @@ def _harm_each(root: str) -> list[tuple[str, str, str, str]]:
             log.lines.clear()
             found = find_verified(root)
             assert found is not None
-            assert load_checkpoint(found, run.model, run.optimizer).iteration == 1
+            load_checkpoint(found, run.model, run.optimizer)
             outcomes.append((name, harm, found.name, "\n".join(log.lines)))
             shutil.rmtree(newest)
             shutil.copytree(kept, newest)
@@ -109,15 +109,19 @@ def test_any_bit_of_a_manifest_counts(tmp_path: Path):
     """If not, a changed iteration or step of Adam would be believed."""
     folder = folders.publish(folders.begin(tmp_path, 5), 5, {}, {"optimizer_step": 5})
     path = folder / "manifest.json"
-    content, manifest = path.read_bytes(), read_manifest(folder)
+    content = path.read_bytes()
+    assert read_manifest(folder)["optimizer_step"] == 5
     for place in range(8 * len(content)):
         changed = bytearray(content)
         changed[place // 8] ^= 1 << place % 8
         path.write_bytes(changed)
-        try:
-            assert read_manifest(folder) == manifest
-        except CheckpointError as error:
-            assert "manifest.json" in str(error)  # noqa: PT017
+        with pytest.raises(CheckpointError, match=r"manifest\.json"):
+            read_manifest(folder)
+
+
+def _save(saver: Saver, run: SmallRun, state: TrainState, in_background: bool) -> None:
+    saver.save(run.model, run.optimizer, state, in_background)
+    saver.wait()
 
 
 def _fail_at(moment: str, root: str, in_background: bool) -> str:
@@ -138,8 +142,7 @@ def _fail_at(moment: str, root: str, in_background: bool) -> str:
         folders.publish = full  # type: ignore[assignment]
     state.iteration = 2
     with pytest.raises(CheckpointError) as error:
-        saver.save(run.model, run.optimizer, state, in_background)
-        saver.wait()
+        _save(saver, run, state, in_background)
     assert not saver.is_busy
     saver.wait()  # nothing is left to wait for
     return str(error.value)
@@ -173,8 +176,7 @@ def _save_where_little_fits(root: str, num_bytes: int) -> tuple[str, str]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limit))
     try:
         with pytest.raises(CheckpointError) as error:
-            saver.save(run.model, run.optimizer, TrainState(2), in_background=True)
-            saver.wait()
+            _save(saver, run, TrainState(2), in_background=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return str(error.value), _find(root)
@@ -188,14 +190,17 @@ def test_a_write_that_the_system_cuts_short_loses_nothing(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000001", "latest"]
 
 
+def _save_until_full(saver: Saver, run: SmallRun) -> None:
+    for iteration in range(2, 100):
+        saver.save(run.model, run.optimizer, TrainState(iteration), in_background=True)
+
+
 def _fill_disk(root: str) -> tuple[str, str]:
-    run = SmallRun.start([])
+    run = SmallRun.start(["checkpoint.keep_last=0"])
     saver = Saver(Path(root), run.config)
     saver.save(run.model, run.optimizer, TrainState(1), in_background=False)
     with pytest.raises(CheckpointError) as error:
-        for iteration in range(2, 100):
-            saver.save(run.model, run.optimizer, TrainState(iteration), in_background=True)
-        saver.wait()
+        _save_until_full(saver, run)
     newest = find_latest(root)
     assert newest is not None
     assert _find(root) == newest.name

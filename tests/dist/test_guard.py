@@ -64,7 +64,7 @@ OVERLAP = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=t
 def test_bad_steps_are_skipped_alike_on_all_ranks_and_after_a_resume(
     tmp_path: Path, extra: list[str]
 ):
-    """If not, NaN gets into the weights, replicas drift apart, or a resumed run takes another way."""
+    """If not, NaN gets into the weights, replicas drift apart, or a resumed run goes elsewhere."""
     options, faults = [*_options(tmp_path), *extra], {4: "loss", 5: "gradient", 8: "gradient"}
     run = tmp_path / "run"
     assert run_ranks(_train, 2, options, faults) == [(12, "")] * 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from megatron_dna.training.metrics import read_records
@@ -49,9 +48,8 @@ def test_a_hung_rank_is_named_with_its_stack_and_the_run_resumes(tmp_path: Path)
     (found,) = (line for line in lines if "hung: rank 1 (process " in line)
     assert "made no progress for 20 s while in iteration 7" in found
     stack = run.log[run.log.index(found) :]
-    assert "in wait_for_a_disk_that_is_gone" in stack[: stack.index("Traceback") if "Traceback" in stack else None]
+    assert "in wait_for_a_disk_that_is_gone" in stack[:3000]
     assert "resumed from" in stack
     records = read_records(tmp_path / "run" / "metrics.jsonl")
     assert [record["iteration"] for record in records] == list(range(1, 11))
     assert any("slowest rank " in line for line in lines)
-    assert "PATH" in os.environ

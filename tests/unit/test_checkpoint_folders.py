@@ -104,6 +104,15 @@ def test_keep_last(tmp_path: Path, keep_last: int):
     assert kept == [f"iter_00000{n}0" for n in (1, 2, 3)][-keep_last:]
 
 
+def test_keep_every(tmp_path: Path):
+    """If not, the history that was to be kept for good goes with the rest, or nothing ever goes."""
+    for iteration in range(5, 50, 5):
+        _write(tmp_path, iteration)
+        folders.prune(tmp_path, keep_last=2, keep_every=20)
+    kept = sorted(int(path.name[5:]) for path in tmp_path.glob("iter_*"))
+    assert kept == [20, 40, 45]
+
+
 @pytest.mark.parametrize("moment", ["rename", "replace", "rmtree", "fsync"])
 def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, moment: str):
     """Killed (SIGKILL) at each call that changes the folder: `latest` is complete throughout."""
