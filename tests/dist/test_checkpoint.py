@@ -47,6 +47,9 @@ SAME = {
     "one": (1, []),
     "tp2_sp": (2, [TP, SP]),
     "pp2": (2, [PP]),
+    # Sizes that leave padding between the optimizer's buckets.
+    "pp2_padded": (2, [PP, "model.ffn_hidden_size=50", "model.norm_bias=true"]),
+    "tp2_pp2_sp": (4, [TP, PP, SP]),
     "dp2": (2, []),
     "dp2_plain": (2, [PLAIN]),
     "dp2_bf16": (2, [BF16]),
