@@ -77,7 +77,7 @@ class StepGuard:
                 "in skipped/ of the output folder, lower optimizer.lr or raise "
                 "scheduler.lr_warmup_iters, then resume from the last checkpoint"
             )
-        logger.warning(
+        logger.info(
             "skipped iteration %d: %s (%d in a row, at most %d; %d in all)",
             iteration, fault, state.skipped_in_a_row, limit, state.skipped,
         )  # fmt: skip

@@ -160,7 +160,7 @@ class Trainer:
             self.saver.advance()
         if not is_asked:
             return False
-        logger.warning(
+        logger.info(
             "asked to stop (%s): saving after iteration %d; the same command goes on from there",
             self.stop_request.signal or "on another rank", self.state.iteration,
         )  # fmt: skip

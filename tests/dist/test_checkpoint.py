@@ -176,3 +176,20 @@ def test_a_folder_that_cannot_be_written_is_named_on_every_rank(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     for message in run_ranks(_save_fails, 2, str(tmp_path / "file")):
         assert str(tmp_path / "file") in message
+
+
+OTHERS = {
+    "dp4": [],
+    "pp4": ["parallel.pipeline_model_parallel_size=4"],
+    "tp4": ["parallel.tensor_model_parallel_size=4", SP],
+}
+
+
+def test_from_tp2_pp2_to_dp4_pp4_and_tp4(tmp_path: Path):
+    """A difference means that a run cannot move to another cut of the cluster."""
+    layers = "model.num_layers=4"
+    (want, _), *_ = run_ranks(_train_and_save, 4, str(tmp_path), [layers, TP, PP])
+    assert len(want) == 5
+    for overrides in OTHERS.values():
+        for losses, _ in run_ranks(_resume, 4, str(tmp_path), [layers, *overrides]):
+            assert losses == pytest.approx(want, rel=1e-5)
