@@ -75,7 +75,7 @@ def initialize(config: Config, platform: Platform) -> Topology:
     A process group that exists already is used as it is.
     """
     # The watchdog of training comes first: a rank that waits for a hung one must not end it.
-    minutes = 2 * config.parallel.timeout_minutes
+    minutes = config.parallel.timeout_minutes + 10
     timeout = datetime.timedelta(minutes=minutes)
     if not dist.is_initialized():
         if "RANK" in os.environ:
