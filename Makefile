@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+SOAK_ARGS ?=
 
 VENV_PYTHON := $(VENV)/bin/python
 CORE_SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
@@ -82,6 +83,10 @@ test-sanitize: sanitized-core  ## The C++ core's tests under AddressSanitizer an
 .PHONY: fuzz
 fuzz: sanitized-core  ## Random input for the C++ core and the .idx reader, 60 s, under both
 	$(SANITIZED) PYTHONPATH=build/sanitize:. $(VENV_PYTHON) -W ignore tests/fuzz.py $(FUZZ_ARGS)
+
+.PHONY: soak
+soak: setup  ## Kill a 4-rank run 30 times; it must end as an unbroken one (SOAK_ARGS='--kills 5')
+	$(VENV_PYTHON) -m tests.soak $(SOAK_ARGS)
 
 .PHONY: lint
 lint: setup  ## Format, style, types, arrows between packages, file length

@@ -6,6 +6,9 @@
 
 Without torchrun it is one process. The same command again continues from the newest complete
 checkpoint. Every option is described in docs/configuration.md.
+
+Exit status: 0 done, 2 a bad option or file, 3 training diverged, 75 asked to stop (SIGTERM or
+SIGUSR1) and saved: start it again.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.training.logs import quiet_libraries
+from megatron_dna.training.processes import die_with_torchrun
+from megatron_dna.training.signals import REQUEUE_EXIT_STATUS
 from megatron_dna.validation import validate
 
 
@@ -31,24 +36,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="section.key=value", help="options that have the last word"
     )
     args = parser.parse_intermixed_args(arguments)
+    die_with_torchrun()
     quiet_libraries()
     try:
-        run(args.config, args.overrides)
+        is_done = run(args.config, args.overrides)
     except (ValueError, OSError, ArithmeticError) as error:
         report(error)
         return 3 if isinstance(error, ArithmeticError) else 2
-    return 0
+    return 0 if is_done else REQUEUE_EXIT_STATUS
 
 
-def run(recipe: str | None, overrides: Sequence[str]) -> None:
-    """Train to the end; the options are checked before anything slow is imported."""
+def run(recipe: str | None, overrides: Sequence[str]) -> bool:
+    """Train to the end, or until asked to stop: whether it is the end.
+
+    The options are checked before anything slow is imported.
+    """
     config = load_config(recipe, overrides)
     validate(config, int(os.environ.get("WORLD_SIZE", "1")))
     from megatron_dna.training.trainer import Trainer
 
     trainer = Trainer(config)
-    trainer.train()
+    is_done = trainer.train()
     trainer.close()
+    return is_done
 
 
 def report(error: Exception) -> None:

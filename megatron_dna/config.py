@@ -166,7 +166,7 @@ class ParallelConfig:
     platform: str = "auto"
     """`cpu` (gloo), `cuda` (NCCL) or `auto` (cuda where there is one)."""
     timeout_minutes: float = 30.0
-    """A collective that takes longer ends the run."""
+    """A process that makes no progress for longer says where it is, and ends the run."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,10 @@ class TrainConfig:
     """Global batches of an evaluation, the same ones each time."""
     recompute_granularity: str | None = None
     """None, `selective` (attention core) or `full` (whole layers) activation recomputation."""
+    loss_spike_factor: float = 0.0
+    """Skip a step whose loss is above so many times its running mean; 0 takes any finite loss."""
+    max_skipped_steps: int = 10
+    """Skip so many steps in a row with a spike, NaN or infinity; one more ends the run."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,10 @@ class CheckpointConfig:
     """Save every so many iterations, and at the end; 0 only at the end."""
     keep_last: int = 3
     """Newest complete checkpoints to keep; 0 keeps all."""
+    keep_every: int = 0
+    """Keep those too whose iteration is a multiple of this; 0 keeps no more than `keep_last`."""
+    async_save: bool = True
+    """Train on while a copy of the tensors (in host memory) is written."""
     load: str | None = None
     """Start from the weights of this checkpoint (or newest of this run); memory may be new."""
     load_optimizer: bool = False

@@ -316,9 +316,14 @@ def _validate_training(config: Config) -> None:
         f"must lie between 0 and optimizer.lr ({optimizer.lr})",
     )  # fmt: skip
     for section, name in (("train", "eval_interval"), ("checkpoint", "save_interval"),
-                          ("checkpoint", "keep_last")):  # fmt: skip
+                          ("checkpoint", "keep_last"), ("checkpoint", "keep_every"),
+                          ("train", "max_skipped_steps")):  # fmt: skip
         value = getattr(getattr(config, section), name)
         _require(value >= 0, f"{section}.{name}", value, "must not be negative")
+    _require(
+        train.loss_spike_factor == 0 or train.loss_spike_factor > 1, "train.loss_spike_factor",
+        train.loss_spike_factor, "must be 0 (off) or above 1: it multiplies the running mean",
+    )  # fmt: skip
     _require_positive("logging", config.logging, "log_interval")
     levels = ("DEBUG", "INFO", "WARNING", "ERROR")
     _require_one_of("logging.level", config.logging.level, levels)

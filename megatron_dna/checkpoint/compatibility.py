@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.config import Config
 
 logger = logging.getLogger(__name__)

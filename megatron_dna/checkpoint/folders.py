@@ -11,39 +11,27 @@ rename before the first of them is deleted. `latest` is replaced, never rewritte
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_dna.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointError,
+    FileRecord,
+    check_sizes,
+    manifest_text,
+)
+
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT = "megatron_dna checkpoint"
-FORMAT_VERSION = 1
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or is not what it claims to be."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What the manifest says of a file."""
-
-    num_bytes: int
-    """Size."""
-    sha256: str
-    """Hex digest of the content."""
 
 
 def folder_name(iteration: int) -> str:
@@ -55,23 +43,6 @@ def iteration_of(path: Path) -> int | None:
     """Iteration in a checkpoint folder's name, None if the name is not of that kind."""
     match = _FOLDER.fullmatch(path.name)
     return int(match[1]) if match else None
-
-
-def list_files(folder: Path) -> list[str]:
-    """Every file under `folder` but the manifest, relative, sorted."""
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in files if name != MANIFEST)
-
-
-def record_file(path: Path) -> FileRecord:
-    """Size and digest of a file as it lies on disk."""
-    digest = hashlib.sha256()
-    num_bytes = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-            num_bytes += len(block)
-    return FileRecord(num_bytes, digest.hexdigest())
 
 
 def begin(root: Path, iteration: int) -> Path:
@@ -100,17 +71,7 @@ def publish(
         The final folder.
     """
     root = temporary.parent
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "iteration": iteration,
-        **about,
-        "files": {
-            name: {"num_bytes": record.num_bytes, "sha256": record.sha256}
-            for name, record in sorted(files.items())
-        },
-    }
-    write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_text(temporary / MANIFEST, manifest_text(iteration, files, about))
     for folder in {temporary, *(path for path in temporary.rglob("*") if path.is_dir())}:
         _sync_folder(folder)
     final = root / folder_name(iteration)
@@ -146,8 +107,10 @@ def _set_aside(folder: Path) -> Path:
     return doomed
 
 
-def prune(root: Path, keep_last: int) -> None:
+def prune(root: Path, keep_last: int, keep_every: int = 0) -> None:
     """Delete all but the `keep_last` newest checkpoints up to the one `latest` names; 0 keeps all.
+
+    Checkpoints at multiples of `keep_every` iterations stay too; 0 is none.
 
     Folders of later iterations (a run that went back to an older checkpoint) are not counted and
     not touched: the run replaces them when it gets there.
@@ -158,84 +121,10 @@ def prune(root: Path, keep_last: int) -> None:
     newest = iteration_of(latest)
     assert newest is not None
     for folder in _folders(root, up_to=newest)[keep_last:]:
-        remove(folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, checked for its format.
-
-    Raises:
-        CheckpointError: there is no such folder or manifest, or it is of another kind.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {folder} is not a folder")
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {folder} has no {MANIFEST}: it is incomplete or not a checkpoint of "
-            "megatron_dna"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        kind, version = manifest["format"], manifest["format_version"]
-        records = {
-            str(name): FileRecord(int(entry["num_bytes"]), str(entry["sha256"]))
-            for name, entry in manifest["files"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {folder}: {MANIFEST} is damaged ({error})") from error
-    if kind != FORMAT or version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {folder}: format {kind} version {version} is not {FORMAT} version "
-            f"{FORMAT_VERSION}; use the release that wrote it"
-        )
-    for name in records:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"checkpoint {folder}: {MANIFEST} names {name}, outside of it")
-    return {**manifest, "files": records}
-
-
-def check_sizes(folder: Path, required: Collection[str] = ()) -> dict[str, FileRecord]:
-    """Compare every file's presence and size with the manifest, and return the manifest's files.
-
-    Args:
-        folder: the checkpoint.
-        required: files that the manifest must name.
-
-    Raises:
-        CheckpointError: a file is missing or has another size; the message names it.
-    """
-    files: dict[str, FileRecord] = read_manifest(folder)["files"]
-    for name in required:
-        if name not in files:
-            raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is not listed")
-    for name, record in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is missing")
-        num_bytes = path.stat().st_size
-        if num_bytes != record.num_bytes:
-            raise CheckpointError(
-                f"checkpoint {folder} is damaged: {name} has {num_bytes} bytes, "
-                f"{record.num_bytes} were written"
-            )
-    return files
-
-
-def check_digest(folder: Path, name: str, record: FileRecord) -> None:
-    """Compare a file's content with the manifest.
-
-    Raises:
-        CheckpointError: the content differs or cannot be read.
-    """
-    try:
-        found = record_file(folder / name)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {folder}: {name} cannot be read ({error})") from error
-    if found != record:
-        raise CheckpointError(
-            f"checkpoint {folder} is damaged: {name} is not what was written (sha256 differs)"
-        )
+        iteration = iteration_of(folder)
+        assert iteration is not None
+        if keep_every == 0 or iteration % keep_every != 0:
+            remove(folder)
 
 
 def candidates(root: Path) -> list[Path]:

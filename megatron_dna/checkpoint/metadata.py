@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.manifest import CheckpointError
 
 INDEX = ".metadata"
 

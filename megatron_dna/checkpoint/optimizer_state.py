@@ -77,7 +77,7 @@ def describe(
     for part in _parts(optimizer):
         _allocate(part)
         if isinstance(part, DistributedOptimizer):
-            with _without_step(part):
+            with _without_step(part), _with_padding(part):
                 state = part.sharded_param_state_fully_reshardable(
                     model_tensors, is_loading=is_loading, metadata={}
                 )
@@ -198,6 +198,27 @@ def _without_step(part: Any) -> Iterator[None]:
     finally:
         for parameter, step in steps.items():
             part.optimizer.state[parameter]["step"] = step
+
+
+@contextlib.contextmanager
+def _with_padding(part: Any) -> Iterator[None]:
+    """Let the optimizer gather its buckets with the padding at their ends.
+
+    Megatron-Core (0.16 to 0.19) leaves the padding between buckets out of what it gathers, and then
+    looks parameters up at places that count it: with more than one bucket (under PP the shared
+    embedding has its own) all state behind a padded one would be another parameter's.
+    """
+    buckets = [bucket for buffer in part.buffers for bucket in buffer.buckets]
+    sizes = [(buffer, buffer.numel) for buffer in part.buffers]
+    sizes += [(bucket, bucket.grad_data.numel()) for bucket in buckets]
+    before = [holder.numel_unpadded for holder, _ in sizes]
+    for holder, numel in sizes:
+        holder.numel_unpadded = numel
+    try:
+        yield
+    finally:
+        for (holder, _), numel in zip(sizes, before, strict=True):
+            holder.numel_unpadded = numel
 
 
 def _describe_whole(part: Any, model_tensors: dict[str, Any]) -> dict[int, dict[str, Sharded]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
 
-from megatron_dna.checkpoint import folders
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.manifest import CheckpointError, check_digest, check_sizes
 from megatron_dna.checkpoint.metadata import INDEX, read_shapes
 from megatron_dna.checkpoint.optimizer_state import best_weight_key
 from megatron_dna.checkpoint.state import TrainState
@@ -64,8 +63,8 @@ class WeightReader:
             CheckpointError: the checkpoint is incomplete, damaged or unsafe.
         """
         self._folder = Path(checkpoint)
-        for name, record in folders.check_sizes(self._folder, required=REQUIRED).items():
-            folders.check_digest(self._folder, name, record)
+        for name, record in check_sizes(self._folder, required=REQUIRED).items():
+            check_digest(self._folder, name, record)
         self._stored = read_shapes(self._folder)
         self.shapes = {
             name: shape for name, shape in self._stored.items() if not name.startswith("optimizer.")

@@ -1,14 +1,4 @@
-"""Save and load a run: Megatron's distributed checkpoint of model and optimizer, and its state.
-
-Tensors are stored whole, by name, in pieces that any TP x PP x DP layout can read:
-
-    decoder.layers.0.mlp.linear_fc2.weight              model, in the run's precision
-    optimizer.state.exp_avg.decoder.layers.0.mlp...     Adam's moments, fp32
-    optimizer.state.fp32_param.decoder.layers.0.mlp...  main weights, where the model is not fp32
-
-What is not a tensor is in config.yaml and train_state.json. The format is the same with and
-without the distributed optimizer, and in bf16 and fp32, so a run may change either.
-"""
+"""Find, verify and load checkpoints at any layout; `saving` writes them."""
 
 from __future__ import annotations
 
@@ -22,152 +12,25 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import (
-    ShardedStateDict,
-    ShardedTensor,
-    ShardedTensorFactory,
-)
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_dna.checkpoint import folders
 from megatron_dna.checkpoint.agreement import on_every_rank, on_first_rank
-from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.manifest import (
+    CheckpointError,
+    check_digest,
+    check_sizes,
+    read_manifest,
+)
 from megatron_dna.checkpoint.metadata import read_shapes
-from megatron_dna.checkpoint.optimizer_state import (
-    StateToLoad,
-    best_weight_key,
-    get_step,
-    to_save,
-)
-from megatron_dna.checkpoint.reader import (
-    CONFIG,
-    REQUIRED,
-    read_config,
-    read_train_state,
-    read_weights,
-)
+from megatron_dna.checkpoint.optimizer_state import StateToLoad, best_weight_key
+from megatron_dna.checkpoint.reader import CONFIG, REQUIRED, read_train_state
 from megatron_dna.checkpoint.state import TrainState
-from megatron_dna.checkpoint.writer import add_plain_files, facts
-from megatron_dna.config import Config
-
-__all__ = [
-    "CheckpointError",
-    "TrainState",
-    "find_latest",
-    "find_verified",
-    "load_checkpoint",
-    "read_config",
-    "read_train_state",
-    "read_weights",
-    "save_checkpoint",
-    "unwrap",
-    "verify_checkpoint",
-]
+from megatron_dna.checkpoint.tensors import model_tensors
 
 logger = logging.getLogger(__name__)
-
-
-def save_checkpoint(
-    root: str | Path,
-    model: torch.nn.Module,
-    optimizer: MegatronOptimizer | None,
-    state: TrainState,
-    config: Config,
-) -> Path:
-    """Write `root`/iter_NNNNNNN and move `latest` to it. Every rank calls this.
-
-    Args:
-        root: the folder of checkpoints.
-        model: this rank's pipeline stage (wrapped in DDP or not).
-        optimizer: None saves weights only.
-        state: names the folder by its iteration.
-        config: stored beside the tensors; `checkpoint.keep_last` older ones are kept.
-
-    Raises:
-        CheckpointError: it could not be written (disk full, no permission); `latest` has not moved.
-    """
-    try:
-        final = _write_checkpoint(Path(root), model, optimizer, state, config)
-    except (OSError, CheckpointException) as error:
-        raise CheckpointError(
-            f"checkpoint of iteration {state.iteration} cannot be written to {root}: {error}"
-        ) from error
-    logger.info("saved checkpoint %s", final)
-    return final
-
-
-def _write_checkpoint(
-    root: Path,
-    model: torch.nn.Module,
-    optimizer: MegatronOptimizer | None,
-    state: TrainState,
-    config: Config,
-) -> Path:
-    temporary = on_first_rank(lambda: folders.begin(root, state.iteration))
-    dist_checkpointing.save(
-        _tensors_to_save(model, optimizer), str(temporary), _WriteInProcess("torch_dist", 1)
-    )
-    names = on_first_rank(lambda: add_plain_files(temporary, state, config))
-    mine = names[dist.get_rank() :: dist.get_world_size()]
-    records = on_every_rank(lambda: {name: folders.record_file(temporary / name) for name in mine})
-    about = facts(0 if optimizer is None else get_step(optimizer), optimizer is not None)
-
-    def publish() -> Path:
-        files = {name: record for part in records for name, record in part.items()}
-        final = folders.publish(temporary, state.iteration, files, about)
-        folders.prune(root, config.checkpoint.keep_last)
-        return final
-
-    return on_first_rank(publish)
-
-
-def _tensors_to_save(
-    model: torch.nn.Module, optimizer: MegatronOptimizer | None
-) -> ShardedStateDict:
-    tensors = _model_tensors(model)
-    state: ShardedStateDict = {"model": tensors}
-    if optimizer is not None:
-        state["optimizer"] = to_save(optimizer, tensors)
-    return state
-
-
-def _model_tensors(model: torch.nn.Module) -> dict[str, Any]:
-    """The stage's tensors as Megatron describes them, without Transformer Engine's extra state."""
-    state: dict[str, Any] = unwrap(model).sharded_state_dict()  # type: ignore[operator]
-    kinds = (ShardedTensor, ShardedTensorFactory)
-    return {name: value for name, value in state.items() if isinstance(value, kinds)}
-
-
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The stage inside DDP and precision wrappers."""
-    while isinstance(getattr(model, "module", None), torch.nn.Module):
-        model = model.module  # type: ignore[assignment]
-    return model
-
-
-class _WriteInProcess(TorchDistSaveShardedStrategy):
-    """Megatron's format, written by this process.
-
-    Megatron's own writer starts helper processes, each of which imports the program again.
-    """
-
-    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
-        state, _, _ = _replace_state_dict_keys_with_sharded_keys(
-            sharded_state_dict, self.keep_only_main_replica
-        )
-        torch.distributed.checkpoint.save(
-            mcore_to_pyt_state_dict(state, False),
-            storage_writer=FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(flatten_state_dict=False),
-        )
 
 
 def verify_checkpoint(path: str | Path) -> None:
@@ -177,12 +40,12 @@ def verify_checkpoint(path: str | Path) -> None:
         CheckpointError: a file is missing or differs; the message names it.
     """
     folder = Path(path)
-    files = on_first_rank(lambda: folders.check_sizes(folder, required=REQUIRED))
+    files = on_first_rank(lambda: check_sizes(folder, required=REQUIRED))
     mine = list(files.items())[dist.get_rank() :: dist.get_world_size()]
 
     def check() -> None:
         for name, record in mine:
-            folders.check_digest(folder, name, record)
+            check_digest(folder, name, record)
 
     on_every_rank(check)
 
@@ -239,7 +102,7 @@ def load_checkpoint(
     if verify:
         verify_checkpoint(folder)
     manifest, state, shapes = on_first_rank(
-        lambda: (folders.read_manifest(folder), read_train_state(folder), read_shapes(folder))
+        lambda: (read_manifest(folder), read_train_state(folder), read_shapes(folder))
     )
     absent = {name for name in may_be_new if name not in shapes}
     _load_model(folder, model, shapes, absent)
@@ -249,7 +112,7 @@ def load_checkpoint(
         logger.warning("checkpoint %s has weights only: the optimizer starts afresh", folder)
         optimizer.reload_model_params()
         return state
-    wanted = StateToLoad(optimizer, _model_tensors(model), shapes, absent, fresh_optimizer)
+    wanted = StateToLoad(optimizer, model_tensors(model), shapes, absent, fresh_optimizer)
     loaded = _load_tensors(folder, wanted.tensors, shapes)
     wanted.take_over(loaded, 0 if fresh_optimizer else int(manifest["optimizer_step"]))
     return state
@@ -262,7 +125,7 @@ def _load_model(
     shapes: dict[str, tuple[int, ...]],
     absent: Collection[str],
 ) -> None:
-    described = _model_tensors(model).items()
+    described = model_tensors(model).items()
     tensors = {name: value for name, value in described if value.key not in absent}
     targets = {name: value.data for name, value in tensors.items()}
     for name, value in tensors.items():

@@ -47,6 +47,20 @@ class CurriculumState:
 
 
 @dataclass
+class GuardState:
+    """What decides whether a step is skipped."""
+
+    loss_mean: float = 0.0
+    """Running mean of the loss over the steps taken."""
+    num_losses: int = 0
+    """Steps that it is made of."""
+    skipped_in_a_row: int = 0
+    """Steps skipped since the last one that was taken."""
+    skipped: int = 0
+    """Steps skipped in the whole run."""
+
+
+@dataclass
 class TrainState:
     """All there is to save of a run but its tensors and options. Counts are over the whole run."""
 
@@ -64,6 +78,8 @@ class TrainState:
     """What the next line of training metrics is made of."""
     curriculum: CurriculumState = field(default_factory=CurriculumState)
     """Where the run is in its curriculum."""
+    guard: GuardState = field(default_factory=GuardState)
+    """What decides whether a step is skipped."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -77,7 +93,8 @@ class TrainState:
             TypeError: `stored` or a part of it is not a mapping.
         """
         known = _known(cls, stored)
-        for name, part in (("interval", Interval), ("curriculum", CurriculumState)):
+        parts = {"interval": Interval, "curriculum": CurriculumState, "guard": GuardState}
+        for name, part in parts.items():
             known[name] = part(**_known(part, known.get(name, {})))
         return cls(**known)
 

@@ -1,6 +1,6 @@
 """Write a checkpoint of weights alone, tensor by tensor, without a process group or a model.
 
-The format is that of `sharded.save_checkpoint`, so it loads under any TP x PP x DP layout. Only one
+The format is that of `saving.save_checkpoint`, so it loads under any TP x PP x DP layout. Only one
 tensor is in memory at a time.
 """
 
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_dna.checkpoint import folders
+from megatron_dna.checkpoint.manifest import list_files, record_file
 from megatron_dna.checkpoint.reader import COMMON, CONFIG, TRAIN_STATE
 from megatron_dna.checkpoint.state import TrainState
 from megatron_dna.config import Config, to_yaml
@@ -65,7 +66,7 @@ def write_weights(
     return folders.publish(
         temporary,
         state.iteration,
-        {name: folders.record_file(temporary / name) for name in names},
+        {name: record_file(temporary / name) for name in names},
         facts(optimizer_step=0, has_optimizer=False),
     )
 
@@ -94,7 +95,7 @@ def add_plain_files(temporary: Path, state: TrainState, config: Config) -> list[
             torch.save({}, stream)
             stream.flush()
             os.fsync(stream.fileno())
-    return folders.list_files(temporary)
+    return list_files(temporary)
 
 
 def facts(optimizer_step: int, has_optimizer: bool) -> dict[str, Any]:

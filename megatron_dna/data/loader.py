@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_dna.config import BlendSource, Config, ConfigError
 from megatron_dna.data.blend import Blend
-from megatron_dna.data.indexed import IndexedTokens, TokenArray
+from megatron_dna.data.indexed import IndexedTokens
 from megatron_dna.data.masking import MaskedSegments, Masker, VocabularyError
 from megatron_dna.data.recall import RecallTask
 from megatron_dna.data.windows import WindowIndex
@@ -140,6 +140,15 @@ class RecallBatches(Iterator[Batch]):
             yield np.arange(first, first + count, dtype=np.int64)
 
 
+class Place(NamedTuple):
+    """Where a sample is read: tokens [start, start + length) of a document."""
+
+    prefix: str
+    document: int
+    start: int
+    length: int
+
+
 class SampleReader:
     """Reads any samples of a split. Holds memory maps: each process opens its own."""
 
@@ -178,26 +187,34 @@ class SampleReader:
             ValueError: a token id is outside the tokenizer's vocabulary; names file and fix.
         """
         samples = np.arange(first, first + count, dtype=np.int64)
-        located = [self._blend.locate(n) for n in samples.tolist()]
-        windows = self._read_windows(located)
+        places = self._locate(samples.tolist())
+        windows = [self._sources[source].read(*place) for source, place in places]
         try:
             return self._masker.mask(windows, samples)
         except VocabularyError as error:
-            prefix = self._sources[located[error.slot][0]].prefix
+            prefix = self._sources[places[error.slot][0]].prefix
             raise ValueError(
                 f"{prefix}.bin: {error}; it was made with another tokenizer than data.tokenizer, "
                 "or is damaged: give the tokenizer it was made with"
             ) from error
 
-    def _read_windows(self, located: list[tuple[int, int]]) -> list[TokenArray]:
-        windows: dict[int, TokenArray] = {}
+    def places(self, samples: Iterable[int]) -> list[Place]:
+        """Where samples are read."""
+        return [
+            Place(self._sources[source].prefix, *place) for source, place in self._locate(samples)
+        ]
+
+    def _locate(self, samples: Iterable[int]) -> list[tuple[int, tuple[int, int, int]]]:
+        """Source, and document, first token and number of tokens, of each sample."""
+        located = [self._blend.locate(n) for n in samples]
+        places: dict[int, tuple[int, tuple[int, int, int]]] = {}
         for source in {source for source, _ in located}:
             slots = [slot for slot, place in enumerate(located) if place[0] == source]
             numbers = np.array([located[slot][1] for slot in slots], np.int64)
-            places = zip(*(a.tolist() for a in self._indexes[source].locate(numbers)), strict=True)
-            for slot, (document, start, length) in zip(slots, places, strict=True):
-                windows[slot] = self._sources[source].read(document, start, length)
-        return [windows[slot] for slot in range(len(located))]
+            found = zip(*(a.tolist() for a in self._indexes[source].locate(numbers)), strict=True)
+            for slot, (document, start, length) in zip(slots, found, strict=True):
+                places[slot] = source, (document, start, length)
+        return [places[slot] for slot in range(len(located))]
 
     def log_summary(self) -> None:
         """One line a source: what there is, and how much of it is padded."""

@@ -51,6 +51,11 @@ class Platform:
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
+    def wait_for_compute(self) -> None:
+        """Wait for this rank's own kernels, not for the communication beside them."""
+        if self.is_cuda:
+            torch.cuda.current_stream(self.device).synchronize()
+
 
 def setup_platform(requested: str) -> Platform:
     """Choose the platform (`cpu`, `cuda` or `auto`) and make Megatron-Core run on it.

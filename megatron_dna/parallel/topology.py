@@ -77,7 +77,9 @@ def initialize(config: Config, platform: Platform) -> Topology:
 
     A process group that exists already is used as it is.
     """
-    timeout = datetime.timedelta(minutes=config.parallel.timeout_minutes)
+    # The watchdog of training comes first: a rank that waits for a hung one must not end it.
+    minutes = config.parallel.timeout_minutes + 10
+    timeout = datetime.timedelta(minutes=minutes)
     if not dist.is_initialized():
         if "RANK" in os.environ:
             dist.init_process_group(platform.backend, timeout=timeout)
@@ -88,7 +90,7 @@ def initialize(config: Config, platform: Platform) -> Topology:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
-        distributed_timeout_minutes=max(1, round(config.parallel.timeout_minutes)),
+        distributed_timeout_minutes=max(1, round(minutes)),
     )
     # Initial weights are drawn by name, not from these streams; they serve Megatron's modules.
     tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
@@ -155,6 +157,12 @@ def _ring() -> Ring:
 def sum_over_world(values: torch.Tensor) -> torch.Tensor:
     """The sum of `values` over all processes, in place and on every process."""
     dist.all_reduce(values)
+    return values
+
+
+def max_over_world(values: torch.Tensor) -> torch.Tensor:
+    """The largest of each of `values` over all processes, in place and on every process."""
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 

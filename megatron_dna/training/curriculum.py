@@ -131,10 +131,11 @@ class Curriculum:
 
         return make
 
-    def after_step(self, result: StepResult, num_segments: int) -> bool:
+    def after_step(self, result: StepResult | None, num_segments: int) -> bool:
         """Take in a training step on windows of `num_segments`; whether a new stage begins.
 
-        Only steps on windows of all n_segments tell whether the stage has converged.
+        Only steps on windows of all n_segments tell whether the stage has converged, and skipped
+        ones (None) do not.
         """
         state, stage = self.state, self.stage
         state.iterations += 1
@@ -142,7 +143,7 @@ class Curriculum:
             state.noise_iterations += 1
         if stage.train_iters is not None and state.iterations >= stage.train_iters:
             return self._advance("its length")
-        if stage.until is None or num_segments != stage.n_segments:
+        if result is None or stage.until is None or num_segments != stage.n_segments:
             return False
         totals = {"train/loss": result.loss_sum, "train/accuracy": float(result.num_correct)}
         if stage.until.metric not in totals:

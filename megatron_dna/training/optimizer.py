@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_dna.config import Config, SchedulerConfig
@@ -43,6 +45,34 @@ def build_optimizer(config: Config, model: DistributedDataParallel) -> MegatronO
     )
     logger.info("optimizer: %s", describe_optimizer(optimizer))
     return optimizer
+
+
+@torch.no_grad()
+def update(
+    optimizer: MegatronOptimizer, clip_grad: float, accept: Callable[[float], bool]
+) -> float:
+    """Clip the gradients and take the optimizer's step, if `accept` agrees to their norm.
+
+    Megatron-Core's own `step` takes it whatever the norm is: NaN would be in every weight.
+
+    Args:
+        optimizer: Megatron's optimizer, with the gradients in place.
+        clip_grad: largest norm; 0 never clips.
+        accept: whether a norm is fit for use; the same on every rank.
+
+    Returns:
+        The norm of all gradients before clipping.
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not accept(norm):
+        return norm
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if clip_grad > 0 and parameters:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()
+    return norm
 
 
 def describe_optimizer(optimizer: MegatronOptimizer) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,26 @@ def world_size_of(environment: Mapping[str, str]) -> int:
     return int(environment.get("WORLD_SIZE", "1"))
 
 
+class GradientClock:
+    """Notes when a rank has computed its gradients, before it waits for those of the others.
+
+    Attributes:
+        ready_at: of the last step, by time.perf_counter.
+    """
+
+    def __init__(self, model: DistributedDataParallel, platform: Platform) -> None:
+        """From now on: Megatron-Core's schedules call a function of the model's at that moment."""
+        self.ready_at = 0.0
+        finalize = model.config.finalize_model_grads_func
+
+        def note_and_finalize(*args: Any, **kwargs: Any) -> None:
+            platform.wait_for_compute()
+            self.ready_at = time.perf_counter()
+            finalize(*args, **kwargs)
+
+        model.config.finalize_model_grads_func = note_and_finalize
+
+
 @dataclass(frozen=True)
 class Session:
     """A model at its place in the process grid."""
@@ -46,6 +67,8 @@ class Session:
     """int64 [vocab], bases in each token, on the device."""
     model: DistributedDataParallel
     """This process's stage with its initial weights."""
+    gradient_clock: GradientClock
+    """When this process's own gradients of the last step were ready."""
 
     @property
     def num_microbatches(self) -> int:
@@ -70,13 +93,15 @@ def open_session(config: Config) -> Session:
     setup_logging(config.logging.level, int(os.environ.get("RANK", "0")))
     place = topology.initialize(config, platform)
     model = build_model(config, tokenizer.vocab_size, place.groups, layer_spec, platform.device)
+    wrapped = wrap_model(model, config.parallel)
     session = Session(
         config,
         platform,
         place,
         tokenizer,
         torch.from_numpy(tokenizer.token_lengths).long().to(platform.device),
-        wrap_model(model, config.parallel),
+        wrapped,
+        GradientClock(wrapped, platform),
     )
     _log_choices(session, layer_spec)
     return session

@@ -5,53 +5,47 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from megatron_dna.checkpoint.agreement import on_first_rank
-from megatron_dna.checkpoint.compatibility import (
-    MEMORY_TENSORS,
-    check_compatible,
-    check_loadable,
-    check_tokenizer,
-)
-from megatron_dna.checkpoint.folders import resolve, write_text
-from megatron_dna.checkpoint.sharded import (
-    find_verified,
-    load_checkpoint,
-    read_config,
-    read_train_state,
-    save_checkpoint,
-)
-from megatron_dna.checkpoint.state import Interval, TrainState
+from megatron_dna.checkpoint.agreement import on_every_rank, on_first_rank
+from megatron_dna.checkpoint.folders import write_text
+from megatron_dna.checkpoint.saving import Saver
+from megatron_dna.checkpoint.state import Interval
 from megatron_dna.config import Config, to_yaml
 from megatron_dna.data.loader import Batch, SampleReader, build_loader
 from megatron_dna.data.split import take_windows
 from megatron_dna.parallel.step import StepResult, run_step
+from megatron_dna.parallel.topology import max_over_world
 from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.curriculum import Curriculum
 from megatron_dna.training.evaluation import evaluate
-from megatron_dna.training.metrics import Metrics, throughput
+from megatron_dna.training.guard import DivergenceError, StepGuard, save_batch
+from megatron_dna.training.interval import count_step, interval_metrics, report_stragglers
+from megatron_dna.training.lock import OutputLock
+from megatron_dna.training.metrics import Metrics
 from megatron_dna.training.optimizer import (
     build_optimizer,
     build_scheduler,
     learning_rate,
     set_peak_learning_rate,
+    update,
 )
 from megatron_dna.training.schedule_report import describe_schedule
 from megatron_dna.training.session import close_session, open_session
+from megatron_dna.training.signals import StopRequest
+from megatron_dna.training.start import start_run
+from megatron_dna.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-
-
-class DivergenceError(ArithmeticError):
-    """The loss or the gradient is no longer a finite number."""
 
 
 class Trainer:
@@ -66,14 +60,32 @@ class Trainer:
         self.config = config
         self.output_dir = Path(config.train.output_dir)
         self.session = open_session(config)
+        self.stop_request = StopRequest()
+        self.watchdog = Watchdog(60 * config.parallel.timeout_minutes)
+        self.lock = OutputLock(self.output_dir)
+        # What torchrun restarts may have to wait for what it stops on another machine.
+        is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        on_first_rank(lambda: self.lock.claim(wait_s=60.0 if is_restart else 0.0))
+        on_every_rank(self.lock.join)
+        try:
+            self._open()
+        except BaseException:
+            self.watchdog.close()
+            self.lock.abandon()
+            raise
+
+    def _open(self) -> None:
+        config = self.config
         self.optimizer = build_optimizer(config, self.session.model)
         self.scheduler = build_scheduler(config, self.optimizer)
-        self.state = TrainState(tokenizer_sha256=self.session.tokenizer.sha256)
+        self.state = start_run(self.output_dir / "checkpoints", self.session, self.optimizer)
+        self.scheduler.step(self.state.iteration)  # at the stage's peak from _enter_stage on
         self.metrics: Metrics | None = None
-        self._saved_iteration = -1
+        self._saved_iteration = self.state.iteration or -1
         self._stage_is_new = False
-        self._resume()
         self.curriculum = Curriculum(config, self.state.curriculum)
+        self.guard = StepGuard(config, self.state.guard)
+        self.saver = Saver(self.output_dir / "checkpoints", config)
         self._enter_stage()
         place = self.session.place
         self._batches: Iterator[Batch] = build_loader(
@@ -83,87 +95,78 @@ class Trainer:
             SampleReader(config, "valid").log_summary()  # bad files stop the run here, not later
         on_first_rank(self._open_output)
 
-    def train(self) -> None:
+    def train(self) -> bool:
         """Take the steps that are left, then evaluate and save.
 
+        Returns:
+            Whether all steps are taken: False if the run was asked to stop, and has saved.
+
         Raises:
-            DivergenceError: the loss or the gradient norm of a step is not finite.
+            DivergenceError: too many steps in a row were skipped.
+            CheckpointError: a checkpoint could not be written.
         """
+        try:
+            return self._train()
+        except DivergenceError:
+            self.saver.wait()  # what is on its way was saved before
+            raise
+
+    def _train(self) -> bool:
         last = self.config.train.train_iters
         if self.state.iteration >= last:
             logger.info("nothing to do: train.train_iters (%d) are done", last)
         with self._progress_bar(last) as bar:
             while self.state.iteration < last:
+                self.watchdog.tick(f"in iteration {self.state.iteration + 1}")
                 record = self._step()
                 if self._is_due(self.config.train.eval_interval) and self.config.data.valid:
+                    self.watchdog.tick("evaluating")
                     record |= self._evaluate()
                 if self._stage_is_new:
+                    self.guard.new_stage()
                     record |= self._enter_stage()
                 if record and self.metrics is not None:
                     self.metrics.log(self.state.iteration, record)
-                if self._is_due(self.config.checkpoint.save_interval):
-                    self._save()
+                self._save_if_due()
                 if bar is not None:
                     bar.update()
+                if self._must_stop() and self.state.iteration < last:
+                    self._save()
+                    return False
         logger.info(
             "done: %d iterations, %d samples, %d tokens, %d bases; output in %s",
             self.state.iteration, self.state.consumed_samples, self.state.consumed_tokens,
             self.state.consumed_bases, self.output_dir,
         )  # fmt: skip
+        return True
 
     def close(self) -> None:
         """Finish the record and leave the world in step with the other processes."""
         if self.metrics is not None:
             self.metrics.close()
         close_session()
+        self.watchdog.close()
+        self.lock.release()
+        self.stop_request.restore()
 
-    def _resume(self) -> None:
-        root = self.output_dir / "checkpoints"
-        path = find_verified(root)
-        if path is None:
-            logger.info("no checkpoint in %s: starting from the beginning", root)
-            if self.config.checkpoint.load is not None:
-                self._start_from(Path(self.config.checkpoint.load))
-            return
+    def _must_stop(self) -> bool:
+        """Whether any rank was asked to stop; takes the save under way further, too.
 
-        def check() -> None:
-            check_compatible(path, read_config(path), self.config)
-            stored = read_train_state(path).tokenizer_sha256
-            check_tokenizer(path, stored, self.session.tokenizer.sha256)
-
-        on_first_rank(check)
-        self.state = load_checkpoint(path, self.session.model, self.optimizer, verify=False)
-        self.scheduler.step(self.state.iteration)  # at the stage's peak from _enter_stage on
-        self._saved_iteration = self.state.iteration
+        The ranks agree on both: they do the same in the same iteration.
+        """
+        own = torch.tensor([self.stop_request.signal is not None, self.saver.is_busy])
+        is_asked, is_busy = max_over_world(own.float().to(self.session.platform.device)).tolist()
+        if not is_busy:
+            self.saver.advance()
+        if not is_asked:
+            return False
         logger.info(
-            "resumed from %s: iteration %d, %d samples", path, self.state.iteration,
-            self.state.consumed_samples,
+            "asked to stop (%s): saving after iteration %d; the same command goes on from there",
+            self.stop_request.signal or "on another rank", self.state.iteration,
         )  # fmt: skip
-
-    def _start_from(self, source: Path) -> None:
-        """Take weights (and Adam's state, if asked for) from another run; count from zero."""
-        options = self.config.checkpoint
-
-        def check() -> Path:
-            path = resolve(source)
-            check_loadable(path, read_config(path), self.config)
-            stored = read_train_state(path).tokenizer_sha256
-            check_tokenizer(path, stored, self.session.tokenizer.sha256)
-            return path
-
-        path = on_first_rank(check)
-        load_checkpoint(
-            path,
-            self.session.model,
-            self.optimizer,
-            may_be_new=MEMORY_TENSORS,
-            fresh_optimizer=not options.load_optimizer,
-        )
-        what = "weights and optimizer" if options.load_optimizer else "weights"
-        logger.info("started from %s: its %s", path, what)
+        return True
 
     def _open_output(self) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         write_text(self.output_dir / "config.yaml", to_yaml(self.config))
         self.metrics = Metrics(
             self.output_dir, self.state.iteration, self.config.logging.wandb_project
@@ -182,7 +185,7 @@ class Trainer:
         return curriculum.record()
 
     def _step(self) -> dict[str, float]:
-        """One optimizer step; returns the training metrics when they are due."""
+        """One optimizer step, or a skipped one; returns the training metrics when they are due."""
         session, state = self.session, self.state
         start = time.perf_counter()
         segments = self.curriculum.num_segments(state.iteration)
@@ -204,80 +207,44 @@ class Trainer:
             noise=self.curriculum.noise(state.iteration),
             count_correct=self.curriculum.needs_accuracy,
         )
-        self._require_finite("loss", result.loss)
         rate = learning_rate(self.optimizer)
-        _, grad_norm, _ = self.optimizer.step()
-        self._require_finite("gradient norm", float(grad_norm))
+        fault, grad_norm = self._update(result)
         self.scheduler.step(1)
         session.platform.synchronize()
+        count_step(
+            state, result, self.config.train.global_batch_size, self.curriculum.needs_accuracy,
+            is_skipped=fault is not None,
+        )  # fmt: skip
         num_segments = len(windows) * windows[0].input_ids.shape[:2].numel()
-        self._count(result, num_segments * session.place.dp_size, time.perf_counter() - start)
-        self._stage_is_new = self.curriculum.after_step(result, segments)
+        state.interval.num_segments += num_segments * session.place.dp_size
+        state.interval.seconds += time.perf_counter() - start
+        self._stage_is_new = self.curriculum.after_step(None if fault else result, segments)
         if not self._is_due(self.config.logging.log_interval):
             return {}
-        record = self._training_metrics(float(grad_norm), rate)
+        report_stragglers(session, session.gradient_clock.ready_at - start)
+        record = interval_metrics(session, state, grad_norm, rate) | self.curriculum.record()
         state.interval = Interval()
         return record
 
-    def _require_finite(self, what: str, value: float) -> None:
-        """Stop on NaN or infinity. The value is the same on all ranks, so all stop."""
-        if math.isfinite(value):
-            return
-        first = self.state.consumed_samples
-        raise DivergenceError(
-            f"{what} is {value} in iteration {self.state.iteration + 1} (samples {first} to "
-            f"{first + self.config.train.global_batch_size - 1}); lower optimizer.lr or raise "
-            "scheduler.lr_warmup_iters, then resume from the last checkpoint"
-        )
+    def _update(self, result: StepResult) -> tuple[str | None, float]:
+        """Take the optimizer's step unless loss or gradient is of no use: why not, and the norm.
 
-    def _count(self, result: StepResult, num_segments: int, seconds: float) -> None:
-        num_samples = self.config.train.global_batch_size
-        state, interval = self.state, self.state.interval
-        state.iteration += 1
-        state.consumed_samples += num_samples
-        state.consumed_tokens += result.num_tokens
-        state.consumed_bases += result.num_bases
-        interval.loss_sum += result.loss_sum
-        interval.num_masked += result.num_masked
-        if self.curriculum.needs_accuracy:
-            interval.num_correct += result.num_correct
-            interval.num_predicted += result.num_masked
-        interval.num_segments += num_segments
-        interval.num_tokens += result.num_tokens
-        interval.num_bases += result.num_bases
-        interval.seconds += seconds
-
-    def _training_metrics(self, grad_norm: float, rate: float) -> dict[str, float]:
-        """Metrics of the interval that ends here, and its line in the log."""
-        interval = self.state.interval
-        rates = throughput(
-            self.config,
-            self.session.tokenizer.vocab_size,
-            self.session.platform.description,
-            self.session.place.world_size,
-            num_segments=interval.num_segments,
-            num_tokens=interval.num_tokens,
-            num_bases=interval.num_bases,
-            seconds=interval.seconds,
-        )
-        record = {
-            "train/loss": interval.loss_sum / max(1, interval.num_masked),
-            "train/grad_norm": grad_norm,
-            "train/lr": rate,
-            "train/consumed_samples": self.state.consumed_samples,
-            **self.curriculum.record(),
-            **rates,
-        }
-        if interval.num_predicted:
-            record["train/accuracy"] = interval.num_correct / interval.num_predicted
-        logger.info(
-            "iteration %d/%d | loss %.4f | grad norm %.3f | lr %.3e | %.0f tokens/s | "
-            "%.0f bases/s | %.3f TFLOP/s a device",
-            self.state.iteration, self.config.train.train_iters, record["train/loss"], grad_norm,
-            rate, rates["train/tokens_per_second"], rates["train/bases_per_second"],
-            rates["train/tflops_per_device"],
-        )  # fmt: skip
-        return record
+        Raises:
+            DivergenceError: too many steps in a row were skipped.
+        """
+        guard, grad_norm = self.guard, math.nan
+        fault = guard.fault_of_loss(result.loss)
+        if fault is None:
+            grad_norm = update(self.optimizer, self.config.optimizer.clip_grad, math.isfinite)
+            fault = guard.fault_of_gradient(grad_norm)
+        if fault is None:
+            guard.accept(result.loss)
+            return None, grad_norm
+        iteration, first = self.state.iteration + 1, self.state.consumed_samples
+        about = {"fault": fault, "loss": str(result.loss), "loss_mean": guard.state.loss_mean}
+        on_first_rank(lambda: save_batch(self.output_dir, self.config, iteration, first, about))
+        guard.skip(fault, iteration, first)
+        return fault, grad_norm
 
     def _evaluate(self) -> dict[str, float]:
         record = evaluate(self.session, self.curriculum.stage.n_segments)
@@ -289,18 +256,22 @@ class Trainer:
         self._stage_is_new |= self.curriculum.after_evaluation(record)
         return record
 
-    def _save(self) -> None:
+    def _save(self, in_background: bool = False) -> None:
+        self.watchdog.tick("saving")
         if self.state.iteration == self._saved_iteration:
+            self.saver.wait()
             return
         with whole_parameters(self.session.model):
-            save_checkpoint(
-                self.output_dir / "checkpoints",
-                self.session.model,
-                self.optimizer,
-                self.state,
-                self.config,
-            )
+            self.saver.save(self.session.model, self.optimizer, self.state, in_background)
         self._saved_iteration = self.state.iteration
+
+    def _save_if_due(self) -> None:
+        """Save at the end of the run, and on the way where the last step was a good one."""
+        if not self._is_due(self.config.checkpoint.save_interval):
+            return
+        is_last = self.state.iteration == self.config.train.train_iters
+        if is_last or self.state.guard.skipped_in_a_row == 0:
+            self._save(self.config.checkpoint.async_save and not is_last)
 
     def _is_due(self, interval: int) -> bool:
         """Whether the iteration just done ends an interval (0: none) or the run."""

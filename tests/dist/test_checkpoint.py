@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.folders import find_latest
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.metadata import read_shapes
 from megatron_dna.checkpoint.reader import read_weights
-from megatron_dna.checkpoint.sharded import (
-    TrainState,
-    load_checkpoint,
-    save_checkpoint,
-)
+from megatron_dna.checkpoint.saving import save_checkpoint
+from megatron_dna.checkpoint.sharded import load_checkpoint
+from megatron_dna.checkpoint.state import TrainState
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import BF16, PLAIN, PP, SP, TP, SmallRun
 
@@ -48,6 +47,9 @@ SAME = {
     "one": (1, []),
     "tp2_sp": (2, [TP, SP]),
     "pp2": (2, [PP]),
+    # Sizes that leave padding between the optimizer's buckets.
+    "pp2_padded": (2, [PP, "model.ffn_hidden_size=50", "model.norm_bias=true"]),
+    "tp2_pp2_sp": (4, [TP, PP, SP]),
     "dp2": (2, []),
     "dp2_plain": (2, [PLAIN]),
     "dp2_bf16": (2, [BF16]),
@@ -174,3 +176,20 @@ def test_a_folder_that_cannot_be_written_is_named_on_every_rank(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     for message in run_ranks(_save_fails, 2, str(tmp_path / "file")):
         assert str(tmp_path / "file") in message
+
+
+OTHERS = {
+    "dp4": [],
+    "pp4": ["parallel.pipeline_model_parallel_size=4"],
+    "tp4": ["parallel.tensor_model_parallel_size=4", SP],
+}
+
+
+def test_from_tp2_pp2_to_dp4_pp4_and_tp4(tmp_path: Path):
+    """A difference means that a run cannot move to another cut of the cluster."""
+    layers = "model.num_layers=4"
+    (want, _), *_ = run_ranks(_train_and_save, 4, str(tmp_path), [layers, TP, PP])
+    assert len(want) == 5
+    for overrides in OTHERS.values():
+        for losses, _ in run_ranks(_resume, 4, str(tmp_path), [layers, *overrides]):
+            assert losses == pytest.approx(want, rel=1e-5)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_dna.checkpoint.folders import CheckpointError, find_latest
+from megatron_dna.checkpoint.folders import find_latest
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.reader import read_train_state, read_weights
 from megatron_dna.parallel.step import run_step
 from megatron_dna.training.metrics import read_records
@@ -126,7 +127,7 @@ PLAIN_RUN = ["train.train_iters=4", "checkpoint.save_interval=0"]
 def _start(overrides: list[str]) -> int:
     """A run that saves before its first step too; returns Adam's step there."""
     from megatron_dna.checkpoint.optimizer_state import get_step
-    from megatron_dna.checkpoint.sharded import save_checkpoint
+    from megatron_dna.checkpoint.saving import save_checkpoint
     from megatron_dna.config import load_config
     from megatron_dna.training.trainer import Trainer
 

@@ -20,7 +20,7 @@ MEMORY = ["memory.num_mem_tokens=4", "memory.max_n_segments=2", "data.segment_si
 
 def _start(config_path: str, overrides: list[str]) -> None:
     """The command a lab would give; weights are saved before the first step too."""
-    from megatron_dna.checkpoint.sharded import save_checkpoint
+    from megatron_dna.checkpoint.saving import save_checkpoint
     from megatron_dna.config import load_config
     from megatron_dna.training.trainer import Trainer
 

@@ -121,7 +121,8 @@ def _evaluate_only(overrides: list[str]) -> tuple[dict[str, float], None, None]:
 
 
 def _diverges(overrides: list[str]) -> str:
-    from megatron_dna.training.trainer import DivergenceError, Trainer
+    from megatron_dna.training.guard import DivergenceError
+    from megatron_dna.training.trainer import Trainer
 
     trainer = Trainer(load_config(None, overrides))
     with pytest.raises(DivergenceError) as error:
@@ -137,6 +138,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(tmp_path: Path):
         *write_data(tmp_path), f"train.output_dir={run}", "train.train_iters=9", PP,
         "optimizer.lr=1e30", "optimizer.clip_grad=0", "checkpoint.save_interval=1",
         "scheduler.lr_warmup_iters=0", "scheduler.lr_decay_style=constant",
+        "train.max_skipped_steps=0",
     ]  # fmt: skip
     messages = run_ranks(_diverges, 2, options)
     assert len(set(messages)) == 1

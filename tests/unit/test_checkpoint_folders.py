@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dna.checkpoint import folders
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint import folders, manifest
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.metadata import read_shapes
 
 
 def _write(root: Path, iteration: int, content: bytes = b"tensors") -> Path:
     temporary = folders.begin(root, iteration)
     (temporary / "data").write_bytes(content)
-    files = {"data": folders.record_file(temporary / "data")}
+    files = {"data": manifest.record_file(temporary / "data")}
     return folders.publish(temporary, iteration, files, {})
 
 
@@ -57,7 +57,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_the_reason(tmp_path: Path, cap
     assert "iter_0000020" in caplog.text
     assert named in caplog.text
     with pytest.raises(CheckpointError, match=named):
-        folders.check_sizes(bad)
+        manifest.check_sizes(bad)
 
 
 def test_a_lost_latest_is_said_and_the_newest_taken(tmp_path: Path, caplog):
@@ -87,11 +87,11 @@ def test_latest_can_point_back(tmp_path: Path):
 def test_changed_content_is_found(tmp_path: Path):
     """If not, a flipped bit would train on in silence."""
     folder = _write(tmp_path, 10)
-    record = folders.check_sizes(folder)["data"]
-    folders.check_digest(folder, "data", record)
+    record = manifest.check_sizes(folder)["data"]
+    manifest.check_digest(folder, "data", record)
     (folder / "data").write_bytes(b"tensorz")
     with pytest.raises(CheckpointError, match=r"data is not what was written"):
-        folders.check_digest(folder, "data", record)
+        manifest.check_digest(folder, "data", record)
 
 
 @pytest.mark.parametrize("keep_last", [0, 1, 2])
@@ -104,6 +104,15 @@ def test_keep_last(tmp_path: Path, keep_last: int):
     assert kept == [f"iter_00000{n}0" for n in (1, 2, 3)][-keep_last:]
 
 
+def test_keep_every(tmp_path: Path):
+    """If not, the history that was to be kept for good goes with the rest, or nothing ever goes."""
+    for iteration in range(5, 50, 5):
+        _write(tmp_path, iteration)
+        folders.prune(tmp_path, keep_last=2, keep_every=20)
+    kept = sorted(int(path.name[5:]) for path in tmp_path.glob("iter_*"))
+    assert kept == [20, 40, 45]
+
+
 @pytest.mark.parametrize("moment", ["rename", "replace", "rmtree", "fsync"])
 def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, moment: str):
     """Killed (SIGKILL) at each call that changes the folder: `latest` is complete throughout."""
@@ -111,7 +120,7 @@ def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, 
     program = textwrap.dedent(
         """
         import os, pathlib, shutil, signal, sys
-        from megatron_dna.checkpoint import folders
+        from megatron_dna.checkpoint import folders, manifest
         moment, after, root = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
         owner = {"rmtree": shutil, "fsync": os}.get(moment, pathlib.Path)
         original, calls = getattr(owner, moment), []
@@ -125,7 +134,7 @@ def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, 
         setattr(owner, moment, die)
         temporary = folders.begin(root, 20)
         (temporary / "data").write_bytes(b"tensors")
-        files = {"data": folders.record_file(temporary / "data")}
+        files = {"data": manifest.record_file(temporary / "data")}
         folders.publish(temporary, 20, files, {})
         folders.prune(root, 1)
         """
@@ -139,9 +148,9 @@ def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, 
         )
         latest = folders.find_latest(tmp_path)
         assert latest is not None
-        folders.check_digest(latest, "data", folders.check_sizes(latest)["data"])
+        manifest.check_digest(latest, "data", manifest.check_sizes(latest)["data"])
         for folder in tmp_path.glob("iter_*"):
-            folders.check_sizes(folder)
+            manifest.check_sizes(folder)
         if outcome.returncode == 0:
             break
         assert outcome.returncode == -signal.SIGKILL
@@ -166,7 +175,7 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path, monkeypatch):
 def test_a_manifest_cannot_point_outside(tmp_path: Path):
     """If not, verifying a checkpoint could read any file."""
     folder = _write(tmp_path, 10)
-    manifest = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(manifest.replace('"data"', '"../../data"'))
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"data"', '"../../data"').replace(": 2,", ": 1,", 1))
     with pytest.raises(CheckpointError, match="outside"):
-        folders.read_manifest(folder)
+        manifest.read_manifest(folder)

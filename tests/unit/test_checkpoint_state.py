@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_dna.checkpoint.compatibility import check_compatible, check_tokenizer
-from megatron_dna.checkpoint.folders import CheckpointError
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.reader import read_config, read_train_state
 from megatron_dna.checkpoint.state import CurriculumState, Interval, TrainState
 from megatron_dna.config import load_config

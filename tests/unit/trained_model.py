@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_dna.checkpoint.sharded import TrainState, save_checkpoint
+from megatron_dna.checkpoint.saving import save_checkpoint
+from megatron_dna.checkpoint.state import TrainState
 from megatron_dna.config import Config, load_config
 from megatron_dna.model.encoder import DnaBert, build_model
 from megatron_dna.parallel import topology

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""torchrun for a cluster: sets what the libraries want, and lets the run's exit status through.
+
+It takes torchrun's own options. torchrun ends with status 1 whatever its workers say; here it is
+
+    75  the run was asked to stop (SIGTERM or SIGUSR1 are passed on) and saved: start it again
+    N   the status of the worker that failed first (2 a bad option, 3 training diverged)
+    1   a worker was killed or crashed
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from megatron_dna.training.logs import quiet_libraries
+from megatron_dna.training.signals import REQUEUE_EXIT_STATUS, STOP_SIGNALS
+
+EXAMPLE = """\
+example:
+  python tools/launch.py --nproc-per-node 8 --max-restarts 3 \\
+      pretrain_dna_bert.py --config examples/base.yaml train.output_dir=runs/base
+"""
+
+ENVIRONMENT = {
+    # Kernels start in the order in which they are queued, so that communication that is to overlap
+    # with a matrix product begins before it (Megatron-Core's tensor and sequence parallelism).
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    # torch otherwise keeps the memory of tensors in flight for longer than needed.
+    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+    "OMP_NUM_THREADS": "1",
+    # torchrun's: the signals that it passes on, and how long a worker may take to save.
+    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    "PET_SHUTDOWN_TIMEOUT": "600",
+}
+"""Set for the workers where the user has not set them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run torchrun; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        parser = argparse.ArgumentParser(
+            description=__doc__,
+            epilog=EXAMPLE,
+            usage="%(prog)s [torchrun's options] SCRIPT [its options]",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.print_help()
+        return 0 if arguments else 2
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    quiet_libraries()
+    return _launch(arguments)
+
+
+def _launch(arguments: Sequence[str]) -> int:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.run(run.parse_args(list(arguments)))
+    except SignalException as error:
+        number = signal.Signals(error.sigval)
+        return REQUEUE_EXIT_STATUS if number in STOP_SIGNALS else 128 + number
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.stderr.write(f"launch: rank {rank} ended first, with status {failure.exitcode}\n")
+        return max(1, failure.exitcode)  # negative: killed by a signal
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
