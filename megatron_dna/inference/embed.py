@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ class _Store:
         self.bins: dict[str, Bins] = {}
         self.rows: dict[str, list[npt.NDArray[np.float32]]] = {}
         self.next_row: dict[str, int] = {}
+        self.blocks: list[tuple[int, npt.NDArray[np.float32]]] = []  # first row of the store, rows
         self._open(path, num_bins, about)
 
     def add(self, read: Read) -> None:
@@ -123,6 +125,7 @@ class _Store:
     def flush(self) -> None:
         for contig in list(self.rows):
             self._write(contig)
+        self._write_blocks()
 
     def open_state(self, contig: str) -> Arrays:
         opened = self._bins_of(contig).open
@@ -164,11 +167,22 @@ class _Store:
             self._write(contig)
 
     def _write(self, contig: str) -> None:
+        """Write a contig's rows, together with those of others until there are enough."""
         rows = self.rows.pop(contig, [])
         if rows:
-            block = np.concatenate(rows)
-            start = self.first_bin[contig] + self.next_row.pop(contig)
-            self.store["embedding"][start : start + len(block)] = block
+            self.blocks.append(
+                (self.first_bin[contig] + self.next_row.pop(contig), np.concatenate(rows))
+            )
+            if sum(len(block) for _, block in self.blocks) >= _ROWS_A_CHUNK:
+                self._write_blocks()
+
+    def _write_blocks(self) -> None:
+        if self.blocks:
+            self.blocks.sort(key=itemgetter(0))
+            rows = [np.arange(start, start + len(block)) for start, block in self.blocks]
+            vectors = np.concatenate([block for _, block in self.blocks])
+            self.store["embedding"].oindex[np.concatenate(rows), :] = vectors
+            self.blocks.clear()
 
     def _open(self, path: Path, num_bins: int, about: dict[str, Any]) -> None:
         """Make the store, or open that of an unfinished run."""
