@@ -156,11 +156,14 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path):
     lock = OutputLock(tmp_path)
     lock.claim()
     read_end, write_end = os.pipe()
+    child_read_end, child_write_end = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(child_write_end, b"x")
         os.read(read_end, 1)
         os._exit(0)
     try:
+        os.read(child_read_end, 1)  # the child runs: it has let go
         lock.release()
         again = OutputLock(tmp_path)
         again.claim()
