@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_dna.config import load_config
-from megatron_dna.planning.gpus import find_gpu
-from megatron_dna.planning.plan import Plan, make_plan
-from megatron_dna.planning.report import GIB, human, layout
+from megatron_dna.training.logs import quiet_libraries
+
+if TYPE_CHECKING:
+    from megatron_dna.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "planning.md"
@@ -37,6 +39,9 @@ def plan_recipe(path: Path) -> Plan:
     Raises:
         ValueError: it names none.
     """
+    from megatron_dna.planning.gpus import find_gpu
+    from megatron_dna.planning.plan import make_plan
+
     command = COMMAND.search(path.read_text(encoding="utf-8"))
     if command is None:
         raise ValueError(f"{path} must name --num-gpus N --gpu NAME in its comment")
@@ -46,6 +51,8 @@ def plan_recipe(path: Path) -> Plan:
 
 def render() -> str:
     """The table in Markdown, and an empty line."""
+    from megatron_dna.planning.report import GIB, human, layout
+
     lines = [
         "| recipe | parameters | GPUs | layout | recompute | GiB a GPU | tokens/s/GPU | MFU "
         "| tokens | days | GPU hours |",
@@ -79,6 +86,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args()
+    quiet_libraries()
     text, table = PAGE.read_text(encoding="utf-8"), render()
     text, count = TABLE.subn(lambda mark: mark[1] + table + mark[2], text)
     if count != 1:

@@ -10,8 +10,9 @@ asks for CUDA's pinned memory; a thread does the same over a copy in ordinary me
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
@@ -20,6 +21,9 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
+
+Data: TypeAlias = "torch.Tensor | io.BytesIO"
+"""What is written: a tensor, or bytes that torch has made of something else."""
 
 
 class DeferredWriter(FileSystemWriter):
@@ -41,14 +45,16 @@ class DeferredWriter(FileSystemWriter):
         self._copy = copy
         self._plan: SavePlan | None = None
         self._metadata: Metadata | None = None
-        self._tensors: dict[MetadataIndex, torch.Tensor] = {}
+        self._data: dict[MetadataIndex, Data] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Called by torch: note what this rank is to write."""
         self._plan = plan
         for item in plan.items:
-            tensor: Any = planner.resolve_data(item)
-            self._tensors[item.index] = tensor.detach().to("cpu", copy=self._copy)
+            data: Any = planner.resolve_data(item)
+            if isinstance(data, torch.Tensor):
+                data = data.detach().to("cpu", copy=self._copy)
+            self._data[item.index] = data
         nothing: Future[list[WriteResult]] = Future()
         nothing.set_result([])
         return nothing
@@ -65,9 +71,9 @@ class DeferredWriter(FileSystemWriter):
         """
         assert self._plan is not None
         try:
-            return super().write_data(self._plan, _Taken(self._tensors)).value()
+            return super().write_data(self._plan, _Taken(self._data)).value()
         finally:
-            self._tensors = {}
+            self._data = {}
 
     def write_index(self, results: list[list[WriteResult]]) -> None:
         """Write the index from what `write` returned, by rank.
@@ -80,12 +86,12 @@ class DeferredWriter(FileSystemWriter):
 
 
 class _Taken(DefaultSavePlanner):
-    """Hands out the tensors that were taken."""
+    """Hands out what was taken."""
 
-    def __init__(self, tensors: dict[MetadataIndex, torch.Tensor]) -> None:
+    def __init__(self, data: dict[MetadataIndex, Data]) -> None:
         super().__init__()
-        self._tensors = tensors
+        self._data = data
 
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        """The tensor of one write."""
-        return self._tensors[write_item.index]
+    def resolve_data(self, write_item: WriteItem) -> Data:
+        """The data of one write."""
+        return self._data[write_item.index]
