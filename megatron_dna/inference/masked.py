@@ -5,7 +5,6 @@ It reads one segment at a time; with memory, the memory is the initial one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import ModernBertForMaskedLM
 
-from megatron_dna.genome.fasta import sha256_of
 from megatron_dna.hf.architecture import read_hf_config
 from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM
 from megatron_dna.inference.alleles import Tokens
+from megatron_dna.inference.stream import model_sha256
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
 Doubles = npt.NDArray[np.float64]
@@ -79,11 +78,7 @@ class MaskedModel:
 
     def sha256(self) -> str:
         """Of the folder's options, tokenizer and weights and the precision."""
-        digest = hashlib.sha256(str(self.model.dtype).encode())
-        for path in sorted(self._folder.glob("*")):
-            if path.name in ("config.json", "tokenizer.json") or path.suffix == ".safetensors":
-                digest.update(f"{path.name} {sha256_of(path)}".encode())
-        return digest.hexdigest()
+        return model_sha256(self._folder, self.model.dtype)
 
     @torch.inference_mode()
     def log_probabilities(self, alleles: Sequence[Tokens], batch_size: int) -> Doubles:

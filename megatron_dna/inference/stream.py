@@ -31,6 +31,15 @@ Reader = Callable[[list["Segment"], list["Tensor | None"]], tuple[Tensor, list["
 [batch, longest, width] on the CPU ([CLS] first) and each row's new memory."""
 
 
+def model_sha256(folder: Path, dtype: torch.dtype) -> str:
+    """Of a model folder's options, tokenizer and weights and the precision, in hex."""
+    digest = hashlib.sha256(str(dtype).encode())
+    for path in sorted(folder.glob("*")):
+        if path.name in ("config.json", "tokenizer.json") or path.suffix == ".safetensors":
+            digest.update(f"{path.name} {sha256_of(path)}".encode())
+    return digest.hexdigest()
+
+
 class StreamModel:
     """A model folder, plain or RMT, that reads batches of segments.
 
@@ -66,11 +75,7 @@ class StreamModel:
 
     def sha256(self) -> str:
         """Of the folder's options, tokenizer and weights, to tell models apart."""
-        digest = hashlib.sha256(str(self.model.dtype).encode())
-        for path in sorted(self._folder.glob("*")):
-            if path.name in ("config.json", "tokenizer.json") or path.suffix == ".safetensors":
-                digest.update(f"{path.name} {sha256_of(path)}".encode())
-        return digest.hexdigest()
+        return model_sha256(self._folder, self.model.dtype)
 
     @torch.inference_mode()
     def __call__(
