@@ -40,15 +40,16 @@ def best_weight_key(key: str, stored: Collection[str]) -> str:
 
 
 def get_step(optimizer: MegatronOptimizer) -> int:
-    """Updates that Adam has made."""
+    """Updates that Adam has made.
+
+    Transformer Engine's and Apex's count in each group, but not where this rank has nothing of it.
+    """
+    steps = [0]
     for part in _parts(optimizer):
         for group in part.optimizer.param_groups:
-            if "step" in group:  # Transformer Engine's and Apex's
-                return int(group["step"])
-            for parameter in group["params"]:
-                if "step" in part.optimizer.state.get(parameter, {}):
-                    return int(part.optimizer.state[parameter]["step"])
-    return 0
+            holders = [part.optimizer.state.get(one, {}) for one in group["params"][:1]]
+            steps += [int(holder["step"]) for holder in (group, *holders) if "step" in holder]
+    return max(steps)
 
 
 def set_step(optimizer: MegatronOptimizer, step: int) -> None:
