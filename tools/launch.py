@@ -31,6 +31,9 @@ ENVIRONMENT = {
     # torchrun's: the signals that it passes on, and how long a worker may take to save.
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     "PET_SHUTDOWN_TIMEOUT": "600",
+    # A store of its own for every start: torch (2.13) otherwise keeps that of the first, in which
+    # workers started anew read addresses of dead ones (seen: "connection refused" over gloo).
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 """Set for the workers where the user has not set them."""
 
@@ -76,8 +79,18 @@ def _launch(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    options = run.parse_args(list(arguments))
+    if options.rdzv_backend == "static":  # torchrun's default, which has one store for all starts
+        if options.nnodes in ("1", "1:1"):
+            options.standalone = True
+        elif options.max_restarts > 0:
+            sys.stderr.write(
+                f"launch: --max-restarts ({options.max_restarts}) on several nodes needs a "
+                "rendezvous that can be repeated; add --rdzv-backend c10d and --rdzv-endpoint\n"
+            )
+            return 2
     try:
-        run.run(run.parse_args(list(arguments)))
+        run.run(options)
     except SignalException as error:
         number = signal.Signals(error.sigval)
         return REQUEUE_EXIT_STATUS if number in STOP_SIGNALS else 128 + number
