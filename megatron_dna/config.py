@@ -19,6 +19,8 @@ RECALL_BARCODE_LENGTH = 4
 RECALL_FIRST_SYMBOL = 8
 """Ids of recall data below this one are special tokens and markers."""
 
+_OPTIONS = "docs/configuration.md lists every option and its type"
+
 
 class ConfigError(ValueError):
     """A bad option. The message names the full key, the value, the rule and the fix."""
@@ -163,6 +165,9 @@ class ParallelConfig:
     """Reduce gradients while the backward pass runs."""
     overlap_param_gather: bool = False
     """Gather updated parameters while the forward pass runs (distributed optimizer only)."""
+    tp_comm_overlap: bool = False
+    """Hide TP's collectives behind matrix products (Transformer Engine's user buffers); with
+    `sequence_parallel` only."""
     platform: str = "auto"
     """`cpu` (gloo), `cuda` (NCCL) or `auto` (cuda where there is one)."""
     timeout_minutes: float = 30.0
@@ -195,6 +200,32 @@ class TrainConfig:
     """Skip a step whose loss is above so many times its running mean; 0 takes any finite loss."""
     max_skipped_steps: int = 10
     """Skip so many steps in a row with a spike, NaN or infinity; one more ends the run."""
+
+
+@dataclass(frozen=True)
+class Fp8Config:
+    """Matrix products of the layers in FP8 (Transformer Engine, on CUDA); see docs/fp8.md."""
+
+    recipe: str = "none"
+    """`none`, or where scales come from: `tensorwise` (one a tensor, from the tensor itself),
+    `blockwise` (one a block of 128) or `delayed` (one a tensor, from the steps before)."""
+    format: str = "hybrid"
+    """`hybrid` (E4M3, gradients E5M2) or `e4m3` (both)."""
+    param_gather: bool = False
+    """Keep the layers' weights in FP8 and gather them so; the optimizer keeps its fp32 ones."""
+    first_last_layers_bf16: bool = False
+    """Keep the first and last layers in BF16, and the others in FP8."""
+    num_layers_at_start_in_bf16: int = 1
+    """How many at the start, with `first_last_layers_bf16`."""
+    num_layers_at_end_in_bf16: int = 1
+    """How many at the end, with `first_last_layers_bf16`."""
+    amax_history_len: int = 1024
+    """Forward passes whose largest values `delayed` takes the scale from."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether layers compute in FP8."""
+        return self.recipe != "none"
 
 
 @dataclass(frozen=True)
@@ -270,6 +301,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    fp8: Fp8Config = field(default_factory=Fp8Config)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -279,6 +311,18 @@ class Config:
     def seq_length(self) -> int:
         """Length of one model input in tokens: M memory tokens, then the segment."""
         return self.memory.num_mem_tokens + self.data.segment_size
+
+    @property
+    def layer_precision(self) -> str:
+        """What layers compute in, for the log."""
+        fp8 = self.fp8
+        if not fp8.is_on:
+            return self.train.precision
+        line = f"FP8 ({fp8.recipe}, {fp8.format})"
+        if fp8.first_last_layers_bf16:
+            start, end = fp8.num_layers_at_start_in_bf16, fp8.num_layers_at_end_in_bf16
+            line += f", the first {start} and last {end} in bf16"
+        return line + (", weights kept in FP8" if fp8.param_gather else "")
 
     @property
     def num_masked_tokens(self) -> int:
@@ -301,7 +345,9 @@ def load_config(
         raise ConfigError(f"--config ({path}) is not a file; pass the path of a YAML recipe")
     for override in overrides:
         if "=" not in override or override.startswith("-"):
-            raise ConfigError(f"override ({override}) must have the form section.key=value")
+            raise ConfigError(
+                f"override ({override}) must have the form section.key=value; {_OPTIONS}"
+            )
     try:
         if path is not None:
             merged = OmegaConf.merge(merged, OmegaConf.load(path))
@@ -310,10 +356,12 @@ def load_config(
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{error.full_key or 'config'}: {reason} (in {path or overrides})"
+            f"{error.full_key or 'config'}: {reason} (in {path or overrides}); {_OPTIONS}"
         ) from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
-        raise ConfigError(f"--config ({path}) is not YAML of sections: {error}") from error
+        raise ConfigError(
+            f"--config ({path}) is not YAML of sections: {error}; {_OPTIONS}"
+        ) from error
     assert isinstance(config, Config)
     return config
 
