@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from machine import cpu_model
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
@@ -81,7 +81,7 @@ def main() -> None:
         tokenizer = args.tokenizer or folder / "trained.json"
         if args.tokenizer is None:
             train_tokenizer([EXAMPLE_FASTA], 4096, tokenizer)
-        print(json.dumps({"machine": cpu_name(), "torch": torch.__version__}))
+        print(json.dumps({"machine": cpu_model(), "torch": torch.__version__}))
         if "speed" in args.measure:
             for num_mem_tokens in (0, 10):
                 result = measure_speed(args, folder, tokenizer, num_mem_tokens)
@@ -114,14 +114,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--scratch", type=Path, help="folder for temporary files")
     return parser.parse_args()
-
-
-def cpu_name() -> str:
-    """As the kernel has it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def save_model(

@@ -248,11 +248,13 @@ def test_the_ends_of_a_gc_range_can_be_had():
 
 
 def test_bad_models_are_named(models, tmp_path: Path):
-    with pytest.raises(ValueError, match="lacks decoder.bias.*masked language model"):
+    with pytest.raises(ValueError, match="no weights for decoder.bias.*masked language model"):
         load(models["plain regressor"])
     with pytest.raises(ValueError, match="is not a Hugging Face model folder"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="lacks classifier.*not a sequence classifier"):
+    with pytest.raises(
+        ValueError, match="--predictor .* no weights for classifier.*sequence classifier"
+    ):
         Predictor(models["plain"], CPU, torch.float32, 2)
     with pytest.raises(ValueError, match=r"--label \(None\) must be one of LABEL_0, LABEL_1"):
         Predictor(models["rmt classifier"], CPU, torch.float32, 2)

@@ -166,7 +166,7 @@ def test_bad_input_is_named(models, fasta, tmp_path: Path, tokenizer_path: Path)
         run(models["plain"], fasta, tmp_path)
     (tmp_path / "other" / "loss.partial").mkdir(parents=True)
     (tmp_path / "other" / "loss.partial" / "about.json").write_text("{}")
-    with pytest.raises(ValueError, match="unfinished run with another model"):
+    with pytest.raises(ValueError, match="holds a run with another .*model_sha256"):
         run(models["plain"], fasta, tmp_path / "other")
     (tmp_path / "n.fa").write_text(">n\n" + "N" * 50 + "\n")
     with pytest.raises(ValueError, match="all N"):
@@ -174,7 +174,7 @@ def test_bad_input_is_named(models, fasta, tmp_path: Path, tokenizer_path: Path)
     from transformers import ModernBertForSequenceClassification
 
     save_model(tmp_path / "classifier", tokenizer_path, ModernBertForSequenceClassification)
-    with pytest.raises(ValueError, match=r"lacks decoder\.bias.*masked language model"):
+    with pytest.raises(ValueError, match=r"no weights for decoder\.bias.*masked language model"):
         run(tmp_path / "classifier", fasta, tmp_path / "c")
 
 
