@@ -23,6 +23,9 @@ from megatron_dna.hf.folder import folder_sha256, load_model, open_folder
 from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM, RmtModel
 from megatron_dna.inference.genome import Genome, Ids, Position, Segment, read_segments
 
+_MIN_SPARED = 0.1
+"""Share of a batch's tokens, padding included, that a second pass must spare."""
+
 Reader = Callable[[list["Segment"], list["Tensor | None"]], tuple[Tensor, list["Tensor | None"]]]
 """Reads a batch: its segments and each row's memory [M, hidden] (None starts afresh) to fp32
 [batch, longest, width] on the CPU ([CLS] first) and each row's new memory."""
@@ -89,7 +92,30 @@ class StreamModel:
     def encode(
         self, ids: Tensor, memory: list[Tensor | None], layer: int | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """States [batch, length, hidden] on the device, and each row's new memory on the CPU."""
+        """States [batch, length, hidden] on the device, and each row's new memory on the CPU.
+
+        States of padding mean nothing.
+        """
+        parts = split_rows((ids != self.tokenizer.pad_id).sum(1).tolist())
+        if len(parts) == 1:
+            return self._encode(ids, memory, layer)
+        states = torch.empty(0)
+        new_memory = list(memory)
+        for rows, length in parts:
+            found, found_memory = self._encode(
+                ids[rows, :length], [memory[row] for row in rows], layer
+            )
+            if not len(states):
+                states = found.new_zeros(*ids.shape, found.shape[-1])
+            states[rows, :length] = found
+            for row, row_memory in zip(rows, found_memory, strict=True):
+                new_memory[row] = row_memory
+        return states, new_memory
+
+    def _encode(
+        self, ids: Tensor, memory: list[Tensor | None], layer: int | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """As `encode`, in one pass."""
         is_token = ids != self.tokenizer.pad_id
         # Without a mask attention is faster, and most batches have no padding.
         inputs = {"attention_mask": None if bool(is_token.all()) else is_token.long()}
@@ -116,6 +142,24 @@ def pad_rows(rows: Sequence[Ids], pad_id: int) -> Tensor:
     for padded, row in zip(ids, rows, strict=True):
         padded[: len(row)] = row
     return torch.from_numpy(ids)
+
+
+def split_rows(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+    """A batch's rows in one pass, or long and short ones in two if that spares enough padding.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Rows of each pass and the tokens of its longest one.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    longest = [lengths[row] for row in rows]
+    costs = [longest[0] * k + longest[k] * (len(rows) - k) for k in range(1, len(rows))]
+    if not costs or min(costs) > (1 - _MIN_SPARED) * longest[0] * len(rows):
+        return [(list(range(len(lengths))), longest[0])]
+    at = costs.index(min(costs)) + 1
+    return [(rows[:at], longest[0]), (rows[at:], longest[at])]
 
 
 @dataclass
