@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dna.genome.folders import claim_folder
+from megatron_dna.genome.folders import claim_folder, output_folder
 from megatron_dna.inference.genome import Genome
 from megatron_dna.inference.masked_passes import MaskedReader, Track
 from megatron_dna.inference.run import Arrays, Progress, describe, no_progress, read_genome
@@ -72,17 +72,19 @@ def write_track(
     final = output / f"{options.track}.bw"
     if final.exists():
         raise ValueError(f"{final} is there already; choose another --output or remove it")
-    output.mkdir(parents=True, exist_ok=True)
-    genome = Genome(fasta, output)
-    partial = output / f"{options.track}.partial"
-    partial.mkdir(exist_ok=True)
-    claim_folder(partial, describe(model, genome, options))
-    values = _Values(genome, partial)
-    state = partial / "state.npz"
-    read_genome(model, genome, options.batch_size, reader, values, state, save_interval_s, progress)
-    _write_bigwig(partial / final.name, genome.lengths, values)
-    (partial / final.name).replace(final)
-    shutil.rmtree(partial)
+    with output_folder(output):
+        genome = Genome(fasta, output)
+        partial = output / f"{options.track}.partial"
+        partial.mkdir(exist_ok=True)
+        claim_folder(partial, describe(model, genome, options))
+        values = _Values(genome, partial)
+        state = partial / "state.npz"
+        read_genome(
+            model, genome, options.batch_size, reader, values, state, save_interval_s, progress
+        )
+        _write_bigwig(partial / final.name, genome.lengths, values)
+        (partial / final.name).replace(final)
+        shutil.rmtree(partial)
     return final
 
 
