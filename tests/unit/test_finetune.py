@@ -103,6 +103,8 @@ def test_learns(models: dict[str, Path], tmp_path: Path, name: str, kind: str, l
     assert history[-1] < 0.6 * history[0]
     test = summary["scores"]["test"]
     assert test[task.main_metric] > 0.85
+    by_epoch = [e[key] for e in summary["history"] if (key := f"eval_{task.main_metric}") in e]
+    assert summary["scores"]["valid"][task.main_metric] == pytest.approx(max(by_epoch), abs=1e-5)
     if kind == "regression":
         assert test["r2"] > 0.7  # of labels around 105: in their own units
     sequences, written = of_test_part(tmp_path / "o", task)
