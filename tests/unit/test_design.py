@@ -241,6 +241,8 @@ def test_the_ends_of_a_gc_range_can_be_had():
     """0.3 of 10 is 3 in spite of rounding; no GC and nothing but GC are ranges, too."""
     found = make_constraints(10, [], (0.3, 0.6))
     assert (found.min_gc, found.max_gc) == (3, 6)
+    found = make_constraints(7, [], (0.3, 0.6))  # 2.1 to 4.2
+    assert (found.min_gc, found.max_gc) == (3, 4)
     draw = np.random.default_rng(0)
     for low, high in ((0, 0), (1, 1), (0.3, 0.4)):
         constraints = make_constraints(10, [], (low, high))
