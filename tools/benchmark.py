@@ -61,17 +61,10 @@ def _parse() -> argparse.Namespace:
 
 
 def _benchmark(args: argparse.Namespace) -> str:
-    try:
-        import accelerate  # noqa: F401
-        import peft  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{error.name} is not installed; pip install megatron_dna[finetune]"
-        ) from error
-    import torch
+    from megatron_dna.hf.command_line import check_installed, find_device, quiet_transformers
+
+    check_installed("finetune", "accelerate", "peft", "sklearn")
     from tqdm import tqdm
-    from transformers.utils import logging
 
     from megatron_dna.checkpoint.folders import write_text
     from megatron_dna.finetune.benchmark import METHODS, run_benchmark
@@ -79,11 +72,9 @@ def _benchmark(args: argparse.Namespace) -> str:
     from megatron_dna.finetune.report import markdown, plot_results, table, text_table
     from megatron_dna.finetune.tasks import load_task
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     tasks = [load_task(path, args.set, args.data_root) for path in args.suite]
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = ModelFolder(args.model, device)
+    model = ModelFolder(args.model, find_device(args.device))
     with tqdm(unit="fold", disable=None) as bar:
 
         def show(what: str, done: int, total: int) -> None:

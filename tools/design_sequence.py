@@ -71,14 +71,15 @@ def _parse() -> argparse.Namespace:
 
 
 def _design(args: argparse.Namespace) -> None:
-    import torch
     from tqdm import tqdm
 
+    from megatron_dna.hf.command_line import find_device_and_dtype, quiet_transformers
     from megatron_dna.inference.constraints import make_constraints
     from megatron_dna.inference.design import Sampler
     from megatron_dna.inference.design_models import MaskedLm, Predictor
     from megatron_dna.inference.design_output import check_output, write_designs
 
+    quiet_transformers()
     for name in ("num_sequences", "num_steps", "batch_size"):
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
@@ -89,13 +90,11 @@ def _design(args: argparse.Namespace) -> None:
         raise ValueError(f"--label ({args.label}) needs --predictor")
     check_output(args.output)
     constraints = make_constraints(args.length, args.motif, tuple(args.gc))
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = MaskedLm(args.model, device, dtype, args.batch_size)
+    where = find_device_and_dtype(args)
+    model = MaskedLm(args.model, *where, args.batch_size)
     score = None
     if args.predictor is not None:
-        score = Predictor(args.predictor, device, dtype, args.batch_size, args.label)
+        score = Predictor(args.predictor, *where, args.batch_size, args.label)
     sampler = Sampler(
         model.tokenizer, constraints, model, args.temperature, score, args.score_weight
     )

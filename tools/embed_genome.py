@@ -7,7 +7,6 @@ Memory does not grow with the genome. The same command again goes on where it wa
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -69,6 +68,8 @@ def _parse() -> argparse.Namespace:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ValueError where options of one kind of output are given for the other."""
+    from megatron_dna.hf.command_line import check_installed
+
     vectors, track = ("resolution", "pool", "layer"), ("format", "passes")
     wrong = [name for name in (vectors if args.track else track) if getattr(args, name) is not None]
     if wrong:
@@ -76,24 +77,20 @@ def _check(args: argparse.Namespace) -> None:
             f"--{wrong[0]} is for {'vectors' if args.track else 'a track'}: "
             f"{'leave it out' if args.track else 'add --track loss or --track entropy'}"
         )
-    module = "pybigtools" if args.track else "zarr"
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"{module} is not installed; pip install megatron_dna[inference]")
+    check_installed("inference", "pybigtools" if args.track else "zarr")
 
 
 def _run(args: argparse.Namespace) -> str:
     """Do it; returns what was done."""
-    import torch
     from tqdm import tqdm
 
+    from megatron_dna.hf.command_line import find_device_and_dtype, quiet_transformers
     from megatron_dna.inference.embed import EmbedOptions, embed_genome
     from megatron_dna.inference.stream import StreamModel
     from megatron_dna.inference.tracks import TrackOptions, write_track
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = StreamModel(args.model, device, dtype, masked_lm=bool(args.track))
+    quiet_transformers()
+    model = StreamModel(args.model, *find_device_and_dtype(args), masked_lm=bool(args.track))
     with tqdm(unit="bp", unit_scale=True, disable=None) as bar:
 
         def show(bases: int, total: int) -> None:

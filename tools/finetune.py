@@ -56,26 +56,18 @@ def _parse() -> argparse.Namespace:
 
 
 def _finetune(args: argparse.Namespace) -> dict[str, Any]:
-    try:
-        import accelerate  # noqa: F401
-        import peft  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{error.name} is not installed; pip install megatron_dna[finetune]"
-        ) from error
-    import torch
-    from transformers.utils import logging
+    from megatron_dna.hf.command_line import check_installed, find_device, quiet_transformers
+
+    check_installed("finetune", "accelerate", "peft", "sklearn")
 
     from megatron_dna.finetune.models import ModelFolder
     from megatron_dna.finetune.run import run_finetune
     from megatron_dna.finetune.tasks import load_task
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     task = load_task(args.task, args.overrides, args.data_root)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return run_finetune(task, ModelFolder(args.model, device), args.output, args.fold)
+    model = ModelFolder(args.model, find_device(args.device))
+    return run_finetune(task, model, args.output, args.fold)
 
 
 if __name__ == "__main__":

@@ -69,19 +69,17 @@ def _parse() -> argparse.Namespace:
 
 
 def _score(args: argparse.Namespace) -> str:
-    import torch
     from tqdm import tqdm
 
+    from megatron_dna.hf.command_line import find_device_and_dtype, quiet_transformers
     from megatron_dna.inference.masked import MaskedModel
     from megatron_dna.inference.mutagenesis import mutate_region
     from megatron_dna.inference.scored_vcf import score_vcf
 
+    quiet_transformers()
     if args.batch_size < 1:
         raise ValueError(f"--batch-size ({args.batch_size}) must be at least 1")
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = MaskedModel(args.model, device, dtype, args.segment_size)
+    model = MaskedModel(args.model, *find_device_and_dtype(args), args.segment_size)
     with tqdm(unit=" variants", disable=None) as bar:
 
         def show(done: int, total: int) -> None:

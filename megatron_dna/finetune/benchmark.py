@@ -87,6 +87,7 @@ class _Work:
         start = time.perf_counter()
         seed = self.task.seed + fold
         if method.startswith("finetune"):
+            shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
             scores = fine_tune(
                 self.task, self.dataset, self.tokens, self.folds[fold], self.model, scratch, seed,
                 random=method == "finetune-random",

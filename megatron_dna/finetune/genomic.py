@@ -265,7 +265,7 @@ def _splice_sites(task: Task, contigs: Contigs) -> list[Example]:
                 for at, name in zip(intron, names, strict=True):
                     boundaries[t.contig, t.strand, at] = name
     sites = dict(boundaries)
-    known = {(contig, at) for contig, _, at in boundaries}
+    known = {(t.contig, at) for t in transcripts for intron in t.introns() for at in intron}
     wanted = round(len(boundaries) * task.data.negatives_per_positive)
     for t, is_donor in _decoys(transcripts, wanted, draw):
         bases = contigs[t.contig]

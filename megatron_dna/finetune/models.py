@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from megatron_dna.finetune.tasks import Task
-from megatron_dna.genome.fasta import sha256_of
 from megatron_dna.hf import modeling_rmt
 from megatron_dna.hf.architecture import read_hf_config
+from megatron_dna.hf.folder import folder_sha256, load_model, open_folder
 from megatron_dna.hf.modeling_rmt import (
     RmtConfig,
     RmtForSequenceClassification,
@@ -71,19 +71,15 @@ class ModelFolder:
             ValueError: not a model folder of this package or of ModernBERT's architecture.
         """
         self.folder, self.device = folder, device
-        self.config: ModernBertConfig = read_hf_config(folder)
+        self.config, _ = open_folder(folder)
         self.has_memory = isinstance(self.config, RmtConfig)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            if not (folder / name).is_file():
-                raise ValueError(f"--model ({folder}) has no {name}")
-        if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"--model ({folder}) has no safetensors, the model's weights")
+        if not (folder / "tokenizer_config.json").is_file():
+            raise ValueError(f"--model ({folder}) has no tokenizer_config.json")
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 
     def sha256(self) -> str:
         """Of the configuration, the tokenizer and the weights, to tell models apart."""
-        files = [self.folder / "config.json", self.folder / "tokenizer.json"]
-        return " ".join(sha256_of(f) for f in (*files, *sorted(self.folder.glob("*.safetensors"))))
+        return folder_sha256(self.folder)
 
     def tokenize(self, sequences: Sequence[str]) -> list[Tokens]:
         """Tokens of each sequence.
@@ -149,7 +145,10 @@ class ModelFolder:
         self, kind: Any, config: ModernBertConfig, random_seed: int | None
     ) -> PreTrainedModel:
         if random_seed is None:
-            model = kind.from_pretrained(self.folder, config=config, dtype=torch.float32)
+            model = load_model(
+                kind, self.folder, torch.float32, "a pretrained encoder",
+                new=("head", "classifier"), config=config,
+            )  # fmt: skip
         else:
             torch.manual_seed(random_seed)
             model = kind(config)

@@ -3,6 +3,7 @@
 <output>/
     model/              the fine-tuned model, for transformers; LoRA is added to its weights
     adapter/            with LoRA: the adapters and the head alone, for peft
+    about.json          what the run is of
     metrics.json        scores of the valid and test part, options, sizes
     predictions.tsv     of the test part
     training.png        loss and metric by epoch
@@ -27,11 +28,11 @@ from megatron_dna.finetune.report import plot_training
 from megatron_dna.finetune.splits import make_folds
 from megatron_dna.finetune.tasks import Task
 from megatron_dna.finetune.train import Tuned, fine_tune, merged
-from megatron_dna.genome.folders import output_folder
+from megatron_dna.genome.folders import claim_folder, output_folder
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, ABOUT, METRICS = "checkpoints", "about.json", "metrics.json"
+CHECKPOINTS, METRICS = "checkpoints", "metrics.json"
 
 
 def run_finetune(task: Task, model: ModelFolder, output: Path, fold: int = 0) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def run_finetune(task: Task, model: ModelFolder, output: Path, fold: int = 0) ->
         "data_sha256": dataset.sha256(),
     }  # fmt: skip
     with output_folder(output):
-        check_about(output, about)
+        claim_folder(output, about)
         parts = folds[fold]
         logger.info(
             "%s: %d examples to train on, %d to choose by, %d to test",
@@ -72,25 +73,6 @@ def run_finetune(task: Task, model: ModelFolder, output: Path, fold: int = 0) ->
             resume=True,
         )  # fmt: skip
         return _write(task, model, output, dataset, parts, tuned, about, tokens)
-
-
-def check_about(output: Path, about: dict[str, Any]) -> None:
-    """Mark a folder as that of a run, or refuse it as that of another.
-
-    Raises:
-        ValueError: it is another's.
-    """
-    path = output / ABOUT
-    stored = json.loads(path.read_text()) if path.is_file() else None
-    if stored is not None and stored != json.loads(json.dumps(about)):
-        differing = [key for key in about if stored.get(key) != json.loads(json.dumps(about[key]))]
-        raise ValueError(
-            f"--output ({output}) holds a run with another {' and '.join(differing) or 'set-up'}; "
-            "choose another folder or remove it"
-        )
-    if stored is None:
-        write_text(output / f".tmp_{ABOUT}", json.dumps(about, indent=1) + "\n")
-        (output / f".tmp_{ABOUT}").replace(path)
 
 
 def _write(

@@ -158,7 +158,7 @@ def _given(task: Task, examples: Sequence[Example]) -> list[Fold]:
 
 
 def _check(dataset: Dataset, fold: Fold, number: int) -> None:
-    """Every part has examples, and every class that is tested was trained on."""
+    """Every part has examples; what is chosen by or tested has two classes that were trained on."""
     advice = "give more examples or use fewer folds (split.num_folds)"
     for part in ("train", "valid", "test"):
         if not len(getattr(fold, part)):
@@ -192,5 +192,5 @@ def _check(dataset: Dataset, fold: Fold, number: int) -> None:
                 f"fold {number}: label {absent[0]!r} of the {part} part does not occur in the "
                 f"train part; {advice}"
             )
-    if len(classes["test"]) < 2:
-        raise ValueError(f"fold {number}: its test part has one class only; {advice}")
+        if len(classes[part]) < 2:
+            raise ValueError(f"fold {number}: its {part} part has one class only; {advice}")

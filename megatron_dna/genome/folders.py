@@ -1,10 +1,14 @@
-"""Folders for output, which a command that fails takes back."""
+"""Folders for output: taken back by a command that fails, gone on with by the same command only."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+ABOUT = "about.json"
 
 
 @contextlib.contextmanager
@@ -23,3 +27,28 @@ def output_folder(folder: Path) -> Iterator[None]:
             for path in made:
                 path.rmdir()
         raise
+
+
+def claim_folder(folder: Path, about: dict[str, Any]) -> None:
+    """Mark a folder as that of a run, or refuse it as that of another.
+
+    Args:
+        folder: is there.
+        about: all that the run's results depend on, for JSON.
+
+    Raises:
+        ValueError: it is another run's; names what differs.
+    """
+    path = folder / ABOUT
+    about = json.loads(json.dumps(about))
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [key for key in about if stored.get(key) != about[key]]:
+            raise ValueError(
+                f"--output ({folder}) holds a run with another {' and '.join(differing)}; choose "
+                "another folder or remove it"
+            )
+        return
+    temporary = folder / f".tmp_{ABOUT}"
+    temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

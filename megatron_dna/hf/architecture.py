@@ -79,20 +79,24 @@ def hf_config(config: Config, tokenizer: DnaTokenizer, vocab_size: int) -> Moder
     )
 
 
-def read_hf_config(folder: Path) -> ModernBertConfig:
+def read_hf_config(folder: Path, option: str = "--model") -> ModernBertConfig:
     """The configuration in a model's folder, read without any code from there.
+
+    Args:
+        folder: of the model.
+        option: of the command line that named it, for errors.
 
     Raises:
         ValueError: no model folder, or an architecture that this package does not train; says why.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"--model ({folder}) is not a Hugging Face model folder: no config.json")
+        raise ValueError(f"{option} ({folder}) is not a Hugging Face model folder: no config.json")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         kind = stored.get("model_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"--model ({folder}): config.json is not a JSON object ({error})") from (
+        raise ValueError(f"{option} ({folder}): config.json is not a JSON object ({error})") from (
             error
         )
     kinds = {"modernbert": ModernBertConfig, "modernbert_rmt": RmtConfig}
@@ -104,7 +108,7 @@ def read_hf_config(folder: Path) -> ModernBertConfig:
             else "its weights have no place in this encoder"
         )
         raise ValueError(
-            f"--model ({folder}) is of model_type {kind!r}: {reason}. Only ModernBERT "
+            f"{option} ({folder}) is of model_type {kind!r}: {reason}. Only ModernBERT "
             "(ModernGENA's architecture) and folders made by to-hf can be converted"
         )
     config = kinds[kind].from_pretrained(folder)
@@ -113,7 +117,7 @@ def read_hf_config(folder: Path) -> ModernBertConfig:
         value = getattr(config, name)
         if value != wanted:
             raise ValueError(
-                f"--model ({folder}): {name} ({value}) must be {wanted}; other ModernBERTs cannot "
+                f"{option} ({folder}): {name} ({value}) must be {wanted}; other ModernBERTs cannot "
                 "be trained here"
             )
     return config

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import ModernBertForSequenceClassification
 
-from megatron_dna.hf.architecture import read_hf_config
+from megatron_dna.hf.folder import load_model, open_folder
 from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForSequenceClassification
 from megatron_dna.inference.design import Floats, Ids
-from megatron_dna.inference.stream import StreamModel
+from megatron_dna.inference.stream import StreamModel, pad_rows
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
 
@@ -40,7 +40,7 @@ class MaskedLm:
         Raises:
             ValueError: a row is longer than a model without memory reads.
         """
-        network, found = self._model.model, []
+        found = []
         for at in range(0, len(rows), self._batch_size):
             some = rows[at : at + self._batch_size]
             ids = _frame(some, self.tokenizer).to(self._model.device)
@@ -50,8 +50,8 @@ class MaskedLm:
             place = torch.tensor(places[at : at + len(some)], device=ids.device) + 1
             ids[here, place] = self.tokenizer.mask_id
             states, _ = self._model.encode(ids, [None] * len(some))
-            logits = network.decoder(network.head(states[here, place]))
-            found.append(logits.double().log_softmax(1).cpu().numpy())
+            logits = self._model.logits(states[here, place]).double()
+            found.append(logits.log_softmax(1).cpu().numpy())
         return np.concatenate(found)
 
     def log_likelihood(self, sequence: str) -> float:
@@ -88,20 +88,13 @@ class Predictor:
         Raises:
             ValueError: not such a folder, or not a label of it.
         """
-        config = read_hf_config(folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(f"--predictor ({folder}) has no tokenizer.json")
-        self._tokenizer = DnaTokenizer.from_file(folder / "tokenizer.json")
+        config, self._tokenizer = open_folder(folder, "--predictor")
         self._longest = None if isinstance(config, RmtConfig) else config.max_position_embeddings
         kind: Any = (
             ModernBertForSequenceClassification if self._longest else RmtForSequenceClassification
         )
-        model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        if info["missing_keys"]:
-            raise ValueError(
-                f"--predictor ({folder}) lacks {sorted(info['missing_keys'])[0]}: it is not a "
-                "sequence classifier or regressor; fine-tune one first"
-            )
+        need = "a fine-tuned sequence classifier or regressor"
+        model = load_model(kind, folder, dtype, need, "--predictor")
         self._model = model.to(device).eval()
         self._device, self._batch_size = device, batch_size
         self._label = _find_label(folder, model.config, label)
@@ -152,13 +145,8 @@ def _find_label(folder: Path, config: Any, label: str | None) -> int | None:
 
 def _frame(rows: list[Ids], tokenizer: DnaTokenizer) -> Tensor:
     """[CLS], the ids, [SEP] and padding, [rows, longest]."""
-    width = max(len(ids) for ids in rows) + 2
-    framed = np.full((len(rows), width), tokenizer.pad_id)
-    framed[:, 0] = tokenizer.cls_id
-    for row, ids in zip(framed, rows, strict=True):
-        row[1 : len(ids) + 1] = ids
-        row[len(ids) + 1] = tokenizer.sep_id
-    return torch.from_numpy(framed)
+    framed = [np.concatenate(([tokenizer.cls_id], ids, [tokenizer.sep_id])) for ids in rows]
+    return pad_rows(framed, tokenizer.pad_id)
 
 
 def _check_length(ids: Tensor, longest: int, option: str) -> None:

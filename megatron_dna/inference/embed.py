@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.genome.folders import output_folder
 from megatron_dna.inference.bins import Bins, Open
 from megatron_dna.inference.genome import Genome
-from megatron_dna.inference.run import Arrays, Progress, no_progress, read_genome
+from megatron_dna.inference.run import Arrays, Progress, describe, no_progress, read_genome
 from megatron_dna.inference.stream import Read, StreamModel
 
 STORE, STATE = "embeddings.zarr", "state.npz"
@@ -75,16 +75,16 @@ def embed_genome(
         raise ValueError(
             f"--layer ({options.layer}) must be between 0 (embedding) and {model.num_layers}"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    genome = Genome(fasta, output)
-    about = {**asdict(options), "hidden_size": model.hidden_size, "contigs": list(genome.lengths)}
-    about |= {"model_sha256": model.sha256(), "fasta_sha256": sha256_of(fasta)}
-    store = _Store(genome, output / STORE, options, about, model.hidden_size)
     reader = partial(model, layer=options.layer)
-    read_genome(
-        model, genome, options.batch_size, reader, store, output / STATE, save_interval_s, progress
-    )
-    store.complete()
+    with output_folder(output):
+        genome = Genome(fasta, output)
+        about = describe(model, genome, options)
+        store = _Store(genome, output / STORE, options, about, model.hidden_size)
+        state = output / STATE
+        read_genome(
+            model, genome, options.batch_size, reader, store, state, save_interval_s, progress
+        )
+        store.complete()
 
 
 class _Store:

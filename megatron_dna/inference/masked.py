@@ -8,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import ModernBertForMaskedLM
 
-from megatron_dna.hf.architecture import read_hf_config
-from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM
 from megatron_dna.inference.alleles import Tokens
-from megatron_dna.inference.stream import model_sha256
-from megatron_dna.tokenizer.bpe import DnaTokenizer
+from megatron_dna.inference.stream import StreamModel
 
 Doubles = npt.NDArray[np.float64]
 MIN_SEGMENT_SIZE = 16
@@ -47,38 +42,16 @@ class MaskedModel:
         Raises:
             ValueError: not a model folder that this package makes or trains, or not all of one.
         """
-        config = read_hf_config(folder)
-        self._folder = folder
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(f"--model ({folder}) has no tokenizer.json")
-        self.tokenizer = DnaTokenizer.from_file(folder / "tokenizer.json")
-        if self.tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"--model ({folder}): tokenizer.json has {self.tokenizer.vocab_size} tokens, but "
-                f"config.json vocab_size {config.vocab_size}: they are of different models"
-            )
-        is_rmt = isinstance(config, RmtConfig)
-        longest = config.segment_size if is_rmt else config.max_position_embeddings
+        self._stream = StreamModel(folder, device, dtype, masked_lm=True)
+        longest = self._stream.segment_size
         if segment_size is not None and not MIN_SEGMENT_SIZE <= segment_size <= longest:
             raise ValueError(
                 f"--segment-size ({segment_size}) must be between {MIN_SEGMENT_SIZE} and "
                 f"{longest}, what the model was trained on"
             )
         self.segment_size: int = segment_size or longest
-        self.hidden_size: int = config.hidden_size
-        kind = cast(Any, RmtForMaskedLM if is_rmt else ModernBertForMaskedLM)
-        self.model, found = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        if found["missing_keys"]:
-            raise ValueError(
-                f"--model ({folder}) has no weights for {min(found['missing_keys'])}: scores need "
-                "the whole masked language model, with its head"
-            )
-        self.model.to(device).eval()
-        self.device = device
-
-    def sha256(self) -> str:
-        """Of the folder's options, tokenizer and weights and the precision."""
-        return model_sha256(self._folder, self.model.dtype)
+        self.tokenizer, self.hidden_size = self._stream.tokenizer, self._stream.hidden_size
+        self.sha256 = self._stream.sha256
 
     @torch.inference_mode()
     def log_probabilities(self, alleles: Sequence[Tokens], batch_size: int) -> Doubles:
@@ -105,8 +78,8 @@ class MaskedModel:
             is_masked = torch.tensor(
                 [[i == mask_id for i in ids] + [False] * (len(rows[0]) - len(ids)) for ids in rows]
             )
-            logits = self.model.decoder(self.model.head(states[is_masked.to(self.device)]))
-            log_p = logits.float().log_softmax(-1)  # [masked tokens of the batch, vocab]
+            # [masked tokens of the batch, vocab]
+            log_p = self._stream.logits(states[is_masked.to(states.device)]).log_softmax(-1)
             ends = is_masked.sum(1).cumsum(0).tolist()
             wanted = [
                 (i, slot, token)
@@ -139,7 +112,7 @@ class MaskedModel:
                 weight[end : end + len(alleles[i].right)] = 1
             weights /= weights.sum(1, keepdim=True)  # 0 / 0 is NaN
             picked = states[[row for row, _ in members]].double()
-            means = torch.einsum("bl,blh->bh", weights.to(self.device), picked)
+            means = torch.einsum("bl,blh->bh", weights.to(states.device), picked)
             found[[i for _, i in members]] = means.cpu()
         return found
 
@@ -161,13 +134,5 @@ class MaskedModel:
         inputs = sorted(inputs, key=len, reverse=True)
         for first in range(0, len(inputs), batch_size):
             rows = inputs[first : first + batch_size]
-            ids = np.full((len(rows), len(rows[0])), self.tokenizer.pad_id)
-            for row, values in zip(ids, rows, strict=True):
-                row[: len(values)] = values
-            lengths = torch.tensor([len(values) for values in rows])
-            seen = (torch.arange(len(rows[0])) < lengths[:, None]).long()
-            output = self.model.model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=seen.to(self.device),
-            )
-            yield rows, output.last_hidden_state
+            ids = self._stream.pad([np.array(row) for row in rows])
+            yield rows, self._stream.encode(ids, [None] * len(rows))[0]

@@ -55,7 +55,7 @@ class MaskedReader:
         self, segments: list[Segment], memory: list[Tensor | None]
     ) -> tuple[Tensor, list[Tensor | None]]:
         """fp32 [batch, longest, 1] on the CPU, and each row's new memory."""
-        ids = self.model.pad(segments)
+        ids = self.model.pad([segment.ids for segment in segments])
         values = torch.full(ids.shape, torch.nan)
         lengths = torch.tensor([len(segment.ids) for segment in segments], device=ids.device)
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -73,13 +73,12 @@ class MaskedReader:
         """Nats of each chosen token, fp32 [chosen] on the CPU."""
         masked = ids.masked_fill(chosen, self.model.tokenizer.mask_id)
         states, _ = self.model.encode(masked, memory)
-        network = self.model.model
         nats = []
         pairs = zip(states[chosen].split(_ROWS), ids[chosen].split(_ROWS), strict=True)
         for some, truth in pairs:
-            logits = network.decoder(network.head(some)).float().log_softmax(1)
+            log_p = self.model.logits(some).log_softmax(1)
             if self.track == "loss":
-                nats.append(-logits.gather(1, truth[:, None])[:, 0])
+                nats.append(-log_p.gather(1, truth[:, None])[:, 0])
             else:
-                nats.append(-(logits.exp() * logits).sum(1))
+                nats.append(-(log_p.exp() * log_p).sum(1))
         return torch.cat(nats).cpu()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_dna.genome.fasta import sha256_of
 from megatron_dna.inference.genome import Genome, Position
 from megatron_dna.inference.stream import GenomeStream, Lane, Read, Reader, StreamModel
 
@@ -30,6 +31,12 @@ Progress = Callable[[int, int], None]
 
 def no_progress(bases: int, total: int) -> None:
     """For who does not want to know."""
+
+
+def describe(model: StreamModel, genome: Genome, options: Any) -> dict[str, Any]:
+    """All that a run's output depends on, as JSON has it; `options` is a dataclass."""
+    about = {**asdict(options), "contigs": list(genome.lengths), "hidden_size": model.hidden_size}
+    return about | {"model_sha256": model.sha256(), "fasta_sha256": sha256_of(genome.path)}
 
 
 class Sink(Protocol):

@@ -7,9 +7,8 @@ segments do not depend on each other, and a lane takes all rows that it can fill
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,24 +19,16 @@ import torch
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, ModernBertModel
 
-from megatron_dna.genome.fasta import sha256_of
-from megatron_dna.hf.architecture import read_hf_config
+from megatron_dna.hf.folder import folder_sha256, load_model, open_folder
 from megatron_dna.hf.modeling_rmt import RmtConfig, RmtForMaskedLM, RmtModel
-from megatron_dna.inference.genome import Genome, Position, Segment, read_segments
-from megatron_dna.tokenizer.bpe import DnaTokenizer
+from megatron_dna.inference.genome import Genome, Ids, Position, Segment, read_segments
+
+_MIN_SPARED = 0.1
+"""Share of a batch's tokens, padding included, that a second pass must spare."""
 
 Reader = Callable[[list["Segment"], list["Tensor | None"]], tuple[Tensor, list["Tensor | None"]]]
 """Reads a batch: its segments and each row's memory [M, hidden] (None starts afresh) to fp32
 [batch, longest, width] on the CPU ([CLS] first) and each row's new memory."""
-
-
-def model_sha256(folder: Path, dtype: torch.dtype) -> str:
-    """Of a model folder's options, tokenizer and weights and the precision, in hex."""
-    digest = hashlib.sha256(str(dtype).encode())
-    for path in sorted(folder.glob("*")):
-        if path.name in ("config.json", "tokenizer.json") or path.suffix == ".safetensors":
-            digest.update(f"{path.name} {sha256_of(path)}".encode())
-    return digest.hexdigest()
 
 
 class StreamModel:
@@ -56,15 +47,17 @@ class StreamModel:
         """Load the encoder, with `masked_lm` also the head that predicts tokens.
 
         Raises:
-            ValueError: not a model folder that this package makes or trains.
+            ValueError: not a model folder that this package makes or trains, or not all of one.
         """
-        config = read_hf_config(folder)
+        config, self.tokenizer = open_folder(folder)
         self._folder = folder
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(f"--model ({folder}) has no tokenizer.json")
-        self.tokenizer = DnaTokenizer.from_file(folder / "tokenizer.json")
         self.has_memory = isinstance(config, RmtConfig)
-        self.model = _load(folder, masked_lm, self.has_memory, dtype).to(device).eval()
+        kinds: tuple[Any, Any] = (ModernBertModel, RmtModel)
+        if masked_lm:
+            kinds = ModernBertForMaskedLM, RmtForMaskedLM
+        need = "a masked language model with its head" if masked_lm else "an encoder"
+        model = load_model(kinds[self.has_memory], folder, dtype, need)
+        self.model = model.to(device).eval()
         self.encoder = self.model.model if masked_lm else self.model
         self.device = device
         self.hidden_size: int = config.hidden_size
@@ -74,8 +67,8 @@ class StreamModel:
         )
 
     def sha256(self) -> str:
-        """Of the folder's options, tokenizer and weights, to tell models apart."""
-        return model_sha256(self._folder, self.model.dtype)
+        """Of the folder's options, tokenizer and weights and the precision."""
+        return folder_sha256(self._folder, str(self.model.dtype))
 
     @torch.inference_mode()
     def __call__(
@@ -88,21 +81,41 @@ class StreamModel:
             memory: of each row.
             layer: 0 is the embedding, i what layer i leaves; None the final norm's states.
         """
-        states, new_memory = self.encode(self.pad(segments), memory, layer)
+        ids = self.pad([segment.ids for segment in segments])
+        states, new_memory = self.encode(ids, memory, layer)
         return states.float().cpu(), new_memory
 
-    def pad(self, segments: list[Segment]) -> Tensor:
-        """Ids of the segments on the device, [batch, longest]."""
-        width = max(len(segment.ids) for segment in segments)
-        ids = np.full((len(segments), width), self.tokenizer.pad_id)
-        for row, segment in enumerate(segments):
-            ids[row, : len(segment.ids)] = segment.ids
-        return torch.from_numpy(ids).to(self.device)
+    def pad(self, rows: Sequence[Ids]) -> Tensor:
+        """Ids on the device, [rows, longest], with padding behind the shorter ones."""
+        return pad_rows(rows, self.tokenizer.pad_id).to(self.device)
 
     def encode(
         self, ids: Tensor, memory: list[Tensor | None], layer: int | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """States [batch, length, hidden] on the device, and each row's new memory on the CPU."""
+        """States [batch, length, hidden] on the device, and each row's new memory on the CPU.
+
+        States of padding mean nothing.
+        """
+        parts = split_rows((ids != self.tokenizer.pad_id).sum(1).tolist())
+        if len(parts) == 1:
+            return self._encode(ids, memory, layer)
+        states = torch.empty(0)
+        new_memory = list(memory)
+        for rows, length in parts:
+            found, found_memory = self._encode(
+                ids[rows, :length], [memory[row] for row in rows], layer
+            )
+            if not len(states):
+                states = found.new_zeros(*ids.shape, found.shape[-1])
+            states[rows, :length] = found
+            for row, row_memory in zip(rows, found_memory, strict=True):
+                new_memory[row] = row_memory
+        return states, new_memory
+
+    def _encode(
+        self, ids: Tensor, memory: list[Tensor | None], layer: int | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """As `encode`, in one pass."""
         is_token = ids != self.tokenizer.pad_id
         # Without a mask attention is faster, and most batches have no padding.
         inputs = {"attention_mask": None if bool(is_token.all()) else is_token.long()}
@@ -117,20 +130,36 @@ class StreamModel:
             new_memory = list(output.memory.float().cpu())
         return states, new_memory
 
+    def logits(self, states: Tensor) -> Tensor:
+        """What the head of a model with `masked_lm` says to states [tokens, hidden]: fp32."""
+        logits: Tensor = self.model.decoder(self.model.head(states))
+        return logits.float()
 
-def _load(folder: Path, masked_lm: bool, has_memory: bool, dtype: torch.dtype) -> Any:
-    """The model, all weights of which are in the folder."""
-    if masked_lm:
-        kind: Any = RmtForMaskedLM if has_memory else ModernBertForMaskedLM
-    else:
-        kind = RmtModel if has_memory else ModernBertModel
-    model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(
-            f"--model ({folder}) lacks {sorted(info['missing_keys'])[0]}, which "
-            f"{kind.__name__} needs; give the folder of a masked language model"
-        )
-    return model
+
+def pad_rows(rows: Sequence[Ids], pad_id: int) -> Tensor:
+    """int64 [rows, longest], with padding behind the shorter ones."""
+    ids = np.full((len(rows), max(map(len, rows))), pad_id)
+    for padded, row in zip(ids, rows, strict=True):
+        padded[: len(row)] = row
+    return torch.from_numpy(ids)
+
+
+def split_rows(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+    """A batch's rows in one pass, or long and short ones in two if that spares enough padding.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Rows of each pass and the tokens of its longest one.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    longest = [lengths[row] for row in rows]
+    costs = [longest[0] * k + longest[k] * (len(rows) - k) for k in range(1, len(rows))]
+    if not costs or min(costs) > (1 - _MIN_SPARED) * longest[0] * len(rows):
+        return [(list(range(len(lengths))), longest[0])]
+    at = costs.index(min(costs)) + 1
+    return [(rows[:at], longest[0]), (rows[at:], longest[at])]
 
 
 @dataclass

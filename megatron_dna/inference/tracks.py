@@ -13,20 +13,18 @@ BigWig wants contigs one after the other, and they are read side by side: hence 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_dna.genome.fasta import sha256_of
+from megatron_dna.genome.folders import claim_folder, output_folder
 from megatron_dna.inference.genome import Genome
 from megatron_dna.inference.masked_passes import MaskedReader, Track
-from megatron_dna.inference.run import Arrays, Progress, no_progress, read_genome
+from megatron_dna.inference.run import Arrays, Progress, describe, no_progress, read_genome
 from megatron_dna.inference.stream import Read, StreamModel
 
 _RECORD = np.dtype([("start", "<u4"), ("end", "<u4"), ("value", "<f4")])
@@ -74,35 +72,20 @@ def write_track(
     final = output / f"{options.track}.bw"
     if final.exists():
         raise ValueError(f"{final} is there already; choose another --output or remove it")
-    output.mkdir(parents=True, exist_ok=True)
-    genome = Genome(fasta, output)
-    partial = output / f"{options.track}.partial"
-    about = {**asdict(options), "contigs": genome.lengths}
-    about |= {"model_sha256": model.sha256(), "fasta_sha256": sha256_of(fasta)}
-    _open(partial, about)
-    values = _Values(genome, partial)
-    state = partial / "state.npz"
-    read_genome(model, genome, options.batch_size, reader, values, state, save_interval_s, progress)
-    _write_bigwig(partial / final.name, genome.lengths, values)
-    (partial / final.name).replace(final)
-    shutil.rmtree(partial)
+    with output_folder(output):
+        genome = Genome(fasta, output)
+        partial = output / f"{options.track}.partial"
+        partial.mkdir(exist_ok=True)
+        claim_folder(partial, describe(model, genome, options))
+        values = _Values(genome, partial)
+        state = partial / "state.npz"
+        read_genome(
+            model, genome, options.batch_size, reader, values, state, save_interval_s, progress
+        )
+        _write_bigwig(partial / final.name, genome.lengths, values)
+        (partial / final.name).replace(final)
+        shutil.rmtree(partial)
     return final
-
-
-def _open(folder: Path, about: dict[str, Any]) -> None:
-    """Make the folder of a run, or check that the one that is there is of the same."""
-    path = folder / "about.json"
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != about:
-            raise ValueError(
-                f"{folder} is of an unfinished run with another model, genome or option; choose "
-                "another --output or remove it"
-            )
-        return
-    folder.mkdir(exist_ok=True)
-    temporary = folder / ".tmp_about.json"
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    temporary.replace(path)
 
 
 class _Values:

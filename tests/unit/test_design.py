@@ -241,6 +241,8 @@ def test_the_ends_of_a_gc_range_can_be_had():
     """0.3 of 10 is 3 in spite of rounding; no GC and nothing but GC are ranges, too."""
     found = make_constraints(10, [], (0.3, 0.6))
     assert (found.min_gc, found.max_gc) == (3, 6)
+    found = make_constraints(7, [], (0.3, 0.6))  # 2.1 to 4.2
+    assert (found.min_gc, found.max_gc) == (3, 4)
     draw = np.random.default_rng(0)
     for low, high in ((0, 0), (1, 1), (0.3, 0.4)):
         constraints = make_constraints(10, [], (low, high))
@@ -248,11 +250,13 @@ def test_the_ends_of_a_gc_range_can_be_had():
 
 
 def test_bad_models_are_named(models, tmp_path: Path):
-    with pytest.raises(ValueError, match="lacks decoder.bias.*masked language model"):
+    with pytest.raises(ValueError, match="no weights for decoder.bias.*masked language model"):
         load(models["plain regressor"])
     with pytest.raises(ValueError, match="is not a Hugging Face model folder"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="lacks classifier.*not a sequence classifier"):
+    with pytest.raises(
+        ValueError, match="--predictor .* no weights for classifier.*sequence classifier"
+    ):
         Predictor(models["plain"], CPU, torch.float32, 2)
     with pytest.raises(ValueError, match=r"--label \(None\) must be one of LABEL_0, LABEL_1"):
         Predictor(models["rmt classifier"], CPU, torch.float32, 2)

@@ -21,7 +21,7 @@ from megatron_dna.inference import run as runs
 from megatron_dna.inference.bins import Bins
 from megatron_dna.inference.embed import STORE, EmbedOptions, embed_genome
 from megatron_dna.inference.genome import Genome, encode_stretch
-from megatron_dna.inference.stream import StreamModel
+from megatron_dna.inference.stream import StreamModel, split_rows
 from megatron_dna.parallel import topology
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from tests.unit.genome_files import EXAMPLE
@@ -126,6 +126,13 @@ def test_streaming_equals_one_run_in_memory(
     assert (np.isnan(got) == np.isnan(want)).all()
     assert np.nanmax(np.abs(got - want)) < 1e-5
     assert np.nanmax(np.abs(want)) > 0.5
+
+
+def test_short_rows_are_read_by_themselves_where_it_pays():
+    assert split_rows([7]) == [([0], 7)]
+    assert split_rows([20, 20, 20]) == [([0, 1, 2], 20)]
+    assert split_rows([18, 20]) == [([0, 1], 20)]  # 2 of 40 spared
+    assert split_rows([4, 20, 20, 5]) == [([1, 2], 20), ([3, 0], 5)]
 
 
 def test_coordinates(models, fasta: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -81,6 +82,19 @@ def of_test_part(output: Path, task: Task) -> tuple[list[str], np.ndarray]:
     return [sequences[i] for i in chosen], np.array([row[5:] for row in rows], np.float64)
 
 
+def score_again(output: Path, kind: str, written: np.ndarray) -> dict[str, float]:
+    """A metric of the test part from the predictions that the run wrote."""
+    with (output / "predictions.tsv").open() as stream:
+        header, *rows = csv.reader(stream, delimiter="\t")
+    if kind in ("classification", "token"):
+        chosen = np.array(header[5:])[written.argmax(1)]
+        return {"accuracy": float(np.mean(chosen == [row[4] for row in rows]))}
+    labels = np.array([row[4].split(",") for row in rows], np.float64)
+    if kind == "multi_label":
+        return {"auroc": float(roc_auc_score(labels, written))}
+    return {"pearson": float(np.corrcoef(labels[:, 0], written[:, 0])[0, 1])}
+
+
 CASES = [
     ("plain", "classification", 0), ("plain", "regression", 0), ("plain", "multi_label", 0),
     ("plain", "token", 0), ("plain", "regression", 4), ("plain", "token", 4),
@@ -103,9 +117,13 @@ def test_learns(models: dict[str, Path], tmp_path: Path, name: str, kind: str, l
     assert history[-1] < 0.6 * history[0]
     test = summary["scores"]["test"]
     assert test[task.main_metric] > 0.85
+    by_epoch = [e[key] for e in summary["history"] if (key := f"eval_{task.main_metric}") in e]
+    assert summary["scores"]["valid"][task.main_metric] == pytest.approx(max(by_epoch), abs=1e-5)
     if kind == "regression":
         assert test["r2"] > 0.7  # of labels around 105: in their own units
     sequences, written = of_test_part(tmp_path / "o", task)
+    scored = score_again(tmp_path / "o", kind, written)
+    assert {name: test[name] for name in scored} == pytest.approx(scored, abs=1e-3)
     outputs = np.vstack(predict(tmp_path / "o" / "model", task, sequences))
     np.testing.assert_allclose(outputs, written, atol=2e-3, rtol=1e-3)
     assert not (tmp_path / "o" / "checkpoints").exists()

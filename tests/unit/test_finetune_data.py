@@ -200,6 +200,9 @@ def test_labels_absent_in_training_are_named(tmp_path: Path):
     task = task_of(tmp_path, text)
     with pytest.raises(ValueError, match="label '2' of the test part does not occur in the train"):
         make_folds(task, load_dataset(task))
+    (tmp_path / "dev.csv").write_text("sequence,label\nACGTACGTAC,1\n")
+    with pytest.raises(ValueError, match="fold 0: its valid part has one class only"):
+        make_folds(task, load_dataset(task))
 
 
 def spans_task(folder: Path, gap: int) -> Task:
@@ -275,6 +278,7 @@ def test_overlap_splits_do_not_leak(tmp_path: Path):
     for fold in folds:
         assert 45 <= len(fold.test) <= 75
         seen = {*fold.train, *fold.valid}
-        for row in fold.test:
-            for other in seen:
-                assert abs(rows[row][0] - rows[other][0]) > 40
+        for part, others in ((fold.test, seen), (fold.valid, fold.train)):
+            for row in part:
+                for other in others:
+                    assert abs(rows[row][0] - rows[other][0]) > 40

@@ -166,7 +166,7 @@ def test_bad_input_is_named(models, fasta, tmp_path: Path, tokenizer_path: Path)
         run(models["plain"], fasta, tmp_path)
     (tmp_path / "other" / "loss.partial").mkdir(parents=True)
     (tmp_path / "other" / "loss.partial" / "about.json").write_text("{}")
-    with pytest.raises(ValueError, match="unfinished run with another model"):
+    with pytest.raises(ValueError, match="holds a run with another .*model_sha256"):
         run(models["plain"], fasta, tmp_path / "other")
     (tmp_path / "n.fa").write_text(">n\n" + "N" * 50 + "\n")
     with pytest.raises(ValueError, match="all N"):
@@ -174,27 +174,17 @@ def test_bad_input_is_named(models, fasta, tmp_path: Path, tokenizer_path: Path)
     from transformers import ModernBertForSequenceClassification
 
     save_model(tmp_path / "classifier", tokenizer_path, ModernBertForSequenceClassification)
-    with pytest.raises(ValueError, match=r"lacks decoder\.bias.*masked language model"):
+    with pytest.raises(ValueError, match=r"no weights for decoder\.bias.*masked language model"):
         run(tmp_path / "classifier", fasta, tmp_path / "c")
 
 
 def test_command_line(models, fasta, tmp_path: Path):
-    """The default is 7 passes; options of the other kind of output are refused."""
+    """The default is 7 passes."""
     command = [
         sys.executable, "tools/embed_genome.py", "--model", str(models["plain"]), "--fasta",
-        str(fasta), "--output", str(tmp_path / "o"),
+        str(fasta), "--output", str(tmp_path / "o"), "--track", "entropy", "--format", "bigwig",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    for code, text, options in (
-        (2, "error: --pool is for vectors", ["--track", "loss", "--pool", "max"]),
-        (2, "error: --passes is for a track", ["--passes", "3"]),
-        (2, "error: --passes (1) must be at least 2", ["--track", "loss", "--passes", "1"]),
-        (0, "entropy.bw", ["--track", "entropy", "--format", "bigwig"]),
-    ):
-        done = subprocess.run(
-            [*command, *options], capture_output=True, text=True, env=environment, check=False
-        )
-        assert done.returncode == code, done.stderr
-        assert text in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        assert (tmp_path / "o").exists() == (code == 0)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "entropy.bw" in done.stdout
