@@ -1,4 +1,4 @@
-"""What tests/gpu does on a GPU, done here on the CPU with the local spec: its own logic is right."""
+"""What tests/gpu does on a GPU, done on the CPU with the local spec: its own logic is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is saved on one platform and goes on on another; tests/dist does it on the CPU alone."""
+"""A run that is saved on one platform and goes on on another (tests/dist: both are the CPU)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def different(one: Path, other: Path) -> list[str]:
 
 
 def save_beside_training(world: World, spec: str, folder: Path) -> tuple[Path, Path, int]:
-    """Save at once and in the background at the same step, and train on while the latter is written.
+    """Save at once and in the background at the same step, and train on while that is written.
 
     Returns:
         Both folders, and the steps taken before the background save was complete.
