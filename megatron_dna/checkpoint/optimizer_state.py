@@ -19,6 +19,8 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_dna.parallel.wrap import gather_parameters
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _PREFIX = "optimizer.state"
 
@@ -38,15 +40,16 @@ def best_weight_key(key: str, stored: Collection[str]) -> str:
 
 
 def get_step(optimizer: MegatronOptimizer) -> int:
-    """Updates that Adam has made."""
+    """Updates that Adam has made.
+
+    Transformer Engine's and Apex's count in each group, but not where this rank has nothing of it.
+    """
+    steps = [0]
     for part in _parts(optimizer):
         for group in part.optimizer.param_groups:
-            if "step" in group:  # Transformer Engine's and Apex's
-                return int(group["step"])
-            for parameter in group["params"]:
-                if "step" in part.optimizer.state.get(parameter, {}):
-                    return int(part.optimizer.state[parameter]["step"])
-    return 0
+            holders = [part.optimizer.state.get(one, {}) for one in group["params"][:1]]
+            steps += [int(holder["step"]) for holder in (group, *holders) if "step" in holder]
+    return max(steps)
 
 
 def set_step(optimizer: MegatronOptimizer, step: int) -> None:
@@ -165,6 +168,20 @@ class StateToLoad:
             if target.data_ptr() != loaded[label].data_ptr():
                 target.copy_(loaded[label])
         set_step(self._optimizer, step)
+
+
+def quantize_again(optimizer: MegatronOptimizer, model: Any) -> None:
+    """Make the weights that are kept in FP8 from the fp32 ones, as an update does.
+
+    Read from a checkpoint they have been through BF16, and would differ from an unbroken run's.
+
+    Args:
+        optimizer: Megatron's optimizer, with the fp32 weights loaded.
+        model: wrapped in Megatron's DDP.
+    """
+    for part in _parts(optimizer):
+        part._copy_main_params_to_model_params()
+    gather_parameters(model)
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[Any]:

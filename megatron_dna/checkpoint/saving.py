@@ -46,7 +46,7 @@ from megatron_dna.checkpoint.deferred import DeferredWriter
 from megatron_dna.checkpoint.manifest import CheckpointError, FileRecord, record_file
 from megatron_dna.checkpoint.optimizer_state import get_step, to_save
 from megatron_dna.checkpoint.state import TrainState
-from megatron_dna.checkpoint.tensors import model_tensors
+from megatron_dna.checkpoint.tensors import in_high_precision, model_tensors
 from megatron_dna.checkpoint.writer import add_plain_files, facts
 from megatron_dna.config import Config
 
@@ -277,7 +277,7 @@ def _tensors_to_save(
     model: torch.nn.Module, optimizer: MegatronOptimizer | None
 ) -> ShardedStateDict:
     tensors = model_tensors(model)
-    state: ShardedStateDict = {"model": tensors}
+    state: ShardedStateDict = {"model": in_high_precision(tensors)}
     if optimizer is not None:
         state["optimizer"] = to_save(optimizer, tensors)
     return state

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -25,10 +26,14 @@ from megatron_dna.checkpoint.manifest import (
     read_manifest,
 )
 from megatron_dna.checkpoint.metadata import read_shapes
-from megatron_dna.checkpoint.optimizer_state import StateToLoad, best_weight_key
+from megatron_dna.checkpoint.optimizer_state import (
+    StateToLoad,
+    best_weight_key,
+    quantize_again,
+)
 from megatron_dna.checkpoint.reader import CONFIG, REQUIRED, read_train_state
 from megatron_dna.checkpoint.state import TrainState
-from megatron_dna.checkpoint.tensors import model_tensors
+from megatron_dna.checkpoint.tensors import in_high_precision, model_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +120,8 @@ def load_checkpoint(
     wanted = StateToLoad(optimizer, model_tensors(model), shapes, absent, fresh_optimizer)
     loaded = _load_tensors(folder, wanted.tensors, shapes)
     wanted.take_over(loaded, 0 if fresh_optimizer else int(manifest["optimizer_step"]))
+    if any(is_float8tensor(parameter) for parameter in model.parameters()):
+        quantize_again(optimizer, model)
     return state
 
 
@@ -128,6 +135,7 @@ def _load_model(
     described = model_tensors(model).items()
     tensors = {name: value for name, value in described if value.key not in absent}
     targets = {name: value.data for name, value in tensors.items()}
+    tensors = in_high_precision(tensors)
     for name, value in tensors.items():
         if value.data.dtype == torch.float32:
             tensors[name] = replace(value, key=best_weight_key(value.key, shapes))

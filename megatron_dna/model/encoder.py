@@ -6,7 +6,7 @@ Source: Warner et al. 2024 (ModernBERT); its plain form is `transformers.ModernB
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_dna.config import Config, MemoryConfig, ModelConfig
+from megatron_dna.config import Config, Fp8Config, MemoryConfig, ModelConfig
 from megatron_dna.model.head import (
     PredictionHead,
     likeliest_ids,
@@ -77,12 +77,36 @@ def transformer_config(config: Config) -> TransformerConfig:
         recompute_num_layers=1 if full else None,
         calculate_per_token_loss=True,
         hetereogenous_dist_checkpoint=True,  # layers are not alike: the first has no norm
-        use_cpu_initialization=True,
+        tp_comm_overlap=parallel.tp_comm_overlap,
+        # Weights are drawn on the CPU; those that are kept in FP8 can only be made on the GPU.
+        use_cpu_initialization=not config.fp8.param_gather,
         perform_initialization=False,  # see model/initialize.py
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
+        **_fp8_options(config.fp8),
     )
+
+
+def _fp8_options(fp8: Fp8Config) -> dict[str, Any]:
+    """Megatron-Core's options of FP8; none where it is off.
+
+    Its TransformerBlock enters Transformer Engine's autocast for each layer by the layer's number
+    in the whole model, and for `delayed` once around all layers of a segment. Embedding, head and
+    attention's products stay in BF16.
+    """
+    if not fp8.is_on:
+        return {}
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_param": fp8.param_gather,
+        "fp8_amax_history_len": fp8.amax_history_len,
+        "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": fp8.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": fp8.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": fp8.num_layers_at_end_in_bf16,
+    }
 
 
 class Embedding(MegatronModule):

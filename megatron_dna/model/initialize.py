@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -16,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
     ShardedTensorFactory,
 )
+from megatron.core.fp8_utils import is_float8tensor
 
 
 def initialize_weights(state: ShardedStateDict, seed: int, std: float, num_layers: int) -> None:
@@ -25,10 +27,24 @@ def initialize_weights(state: ShardedStateDict, seed: int, std: float, num_layer
     `linear_fc2`) have std / sqrt(2 num_layers). Norm weights are one, biases zero.
     """
     for value in nested_values(state):
+        is_quantized = is_float8tensor(getattr(value, "data", None))
+        if is_quantized:
+            kept = value.data
+            value = replace(value, data=torch.empty(kept.shape, dtype=kept.dtype))
         shards = value.build() if isinstance(value, ShardedTensorFactory) else value
         for shard in nested_values(shards) if isinstance(shards, dict | list) else [shards]:
             if isinstance(shard, ShardedTensor):
                 _initialize_shard(shard, seed, std, num_layers)
+        if is_quantized:
+            _quantize(kept, value.data)
+
+
+@torch.no_grad()
+def _quantize(parameter: torch.Tensor, drawn: torch.Tensor) -> None:
+    """Fill a weight that is kept in FP8; the optimizer's fp32 weight starts from `drawn` itself."""
+    parameter.copy_(drawn.to(parameter.device))
+    if hasattr(parameter, "get_high_precision_init_val"):  # Transformer Engine's, on the CPU
+        parameter.get_high_precision_init_val().copy_(drawn)
 
 
 def mark_split_weights(state: ShardedStateDict) -> None:

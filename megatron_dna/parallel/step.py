@@ -210,6 +210,9 @@ def _run_segments(step: _Step, windows: list[Batch], config: Config, topology: T
         device=step.token_lengths.device,
     )
     megatron = step.model.config
+    # Transformer Engine keeps FP8 copies of the weights from here on until the next update. On
+    # windows of one segment Megatron's schedules say so.
+    step.model.set_is_first_microbatch()
     if step.forward_only:
         with torch.no_grad():
             engine.run(forward_only=True)

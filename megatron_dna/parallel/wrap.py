@@ -10,6 +10,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_dna.config import ParallelConfig
@@ -22,6 +23,7 @@ def wrap_model(model: MegatronModule, parallel: ParallelConfig) -> DistributedDa
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        fp8_param_gather=model.config.fp8_param,
     )
     wrapped = DistributedDataParallel(model.config, ddp_config, model)
     model.config.finalize_model_grads_func = finalize_model_grads
@@ -38,9 +40,22 @@ def whole_parameters(model: DistributedDataParallel) -> Iterator[None]:
     """
     overlapped = model.ddp_config.overlap_param_gather
     if overlapped:
-        model.disable_forward_pre_hook()
+        model.disable_forward_pre_hook(param_sync=False)
+        gather_parameters(model)
     try:
         yield
     finally:
         if overlapped:
             model.enable_forward_pre_hook()
+
+
+def gather_parameters(model: DistributedDataParallel) -> None:
+    """Gather the updated parameters over data-parallel ranks, now.
+
+    Weights that are kept in FP8 have a second, transposed copy for the backward pass. Megatron-Core
+    0.16 makes it anew where it waits for a gather that overlaps, but not after one that is forced.
+    """
+    model.start_param_sync(force_sync=True)
+    quantized = [parameter for parameter in model.parameters() if is_float8tensor(parameter)]
+    if quantized:
+        post_all_gather_processing(quantized)

@@ -87,6 +87,7 @@ def evaluate_memory(session: Session, num_segments: int) -> MemoryScores:
     scorer = _Scorer(session, num_segments)
     left = session.num_microbatches * config.train.eval_iters
     model.eval()
+    model.set_is_first_microbatch()  # FP8 copies of the weights are made anew
     try:
         with torch.no_grad(), whole_parameters(model):
             while left:  # as many micro-batches at once as keep every stage busy

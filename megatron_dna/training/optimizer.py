@@ -40,6 +40,8 @@ def build_optimizer(config: Config, model: DistributedDataParallel) -> MegatronO
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
             overlap_param_gather=config.parallel.overlap_param_gather,
+            # Decides how weights that are kept in FP8 are updated.
+            fp8_recipe=config.fp8.recipe if config.fp8.is_on else None,
         ),
         [model],
     )

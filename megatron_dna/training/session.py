@@ -20,7 +20,13 @@ from megatron_dna.data.vocabulary import Vocabulary, open_vocabulary
 from megatron_dna.model.encoder import build_model
 from megatron_dna.model.layers import choose_layer_spec
 from megatron_dna.parallel import topology
-from megatron_dna.parallel.platform import Platform, accelerator_libraries, setup_platform
+from megatron_dna.parallel.accelerator import check_accelerator, start_tp_overlap, stop_tp_overlap
+from megatron_dna.parallel.platform import (
+    Platform,
+    accelerator_libraries,
+    find_accelerator,
+    setup_platform,
+)
 from megatron_dna.parallel.topology import Topology
 from megatron_dna.parallel.wrap import wrap_model
 from megatron_dna.training.logs import setup_logging
@@ -90,8 +96,10 @@ def open_session(config: Config) -> Session:
         raise ConfigError(f"data.tokenizer: {error}") from error
     platform = setup_platform(config.parallel.platform)
     layer_spec = choose_layer_spec(config.model.layer_spec, platform.is_cuda)
+    check_accelerator(config, layer_spec, find_accelerator(platform))
     setup_logging(config.logging.level, int(os.environ.get("RANK", "0")))
     place = topology.initialize(config, platform)
+    start_tp_overlap(config)
     model = build_model(config, tokenizer.vocab_size, place.groups, layer_spec, platform.device)
     wrapped = wrap_model(model, config.parallel)
     session = Session(
@@ -111,6 +119,7 @@ def close_session() -> None:
     """Leave the world in step with the others. Safe to call twice."""
     if dist.is_initialized():
         dist.barrier()
+    stop_tp_overlap()
     topology.shutdown()
 
 
@@ -128,6 +137,18 @@ def count_parameters(session: Session) -> int:
     return round(topology.sum_over_world(total).item())
 
 
+def describe_precision(config: Config) -> str:
+    """What layers compute in, for the log."""
+    fp8 = config.fp8
+    if not fp8.is_on:
+        return config.train.precision
+    line = f"FP8 ({fp8.recipe}, {fp8.format})"
+    if fp8.first_last_layers_bf16:
+        start, end = fp8.num_layers_at_start_in_bf16, fp8.num_layers_at_end_in_bf16
+        line += f", the first {start} and last {end} in bf16"
+    return line + (", weights kept in FP8" if fp8.param_gather else "")
+
+
 def _log_choices(session: Session, layer_spec: str) -> None:
     """Say what was chosen, so that nothing falls back in silence."""
     config, place = session.config, session.place
@@ -137,7 +158,7 @@ def _log_choices(session: Session, layer_spec: str) -> None:
         session.platform.backend, torch.__version__, megatron.core.__version__,
     )  # fmt: skip
     libraries = ", ".join(f"{name} {state}" for name, state in accelerator_libraries().items())
-    logger.info("layers: %s; %s", layer_spec, libraries)
+    logger.info("layers: %s in %s; %s", layer_spec, describe_precision(config), libraries)
     logger.info(
         "layout: TP %d%s x PP %d x DP %d; micro-batch %d, %d of them a step on each DP rank",
         place.tp_size, " with SP" if config.parallel.sequence_parallel else "", place.pp_size,

@@ -118,3 +118,8 @@ def _validate_tp_comm_overlap(config: Config) -> None:
         f"needs train.precision bf16, which is {config.train.precision}",
         "set train.precision to bf16",
     )  # fmt: skip
+    require(
+        config.fp8.recipe != "blockwise", key, True,
+        "does not go with fp8.recipe blockwise, which Transformer Engine's buffers cannot hold",
+        "set fp8.recipe to tensorwise, or this to false",
+    )  # fmt: skip

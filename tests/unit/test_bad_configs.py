@@ -53,7 +53,7 @@ BAD = [
         "needs parallel.use_distributed_optimizer", "set both"),
     Bad("parallel.tp_comm_overlap=true", "parallel.tp_comm_overlap", "true",
         "needs parallel.sequence_parallel", "set that to true"),
-    Bad("parallel.platform=tpu", "parallel.platform", "tpu", "auto, cpu, cuda", "did you mean cpu?"),
+    Bad("parallel.platform=tpu", "parallel.platform", "tpu", "auto, cpu, cuda", "mean cpu?"),
     Bad("train.global_batch_size=30", "train.global_batch_size", "30", "micro_batch_size", "is 32"),
     Bad("train.precision=fp16", "train.precision", "fp16", "bf16, fp32", "did you mean"),
     Bad("train.recompute_granularity=ful", "train.recompute_granularity", "ful",
