@@ -1,7 +1,7 @@
 """Training speed on one GPU, against `transformers` on the same batches in the same run.
 
     python -m benchmarks.gpu.run
-    python -m benchmarks.gpu.run --output runs/bench_gpu --models 1b 3b --recipes tensorwise blockwise
+    python -m benchmarks.gpu.run --output runs/gpu --models 1b 3b --recipes tensorwise blockwise
 
 Writes into --output: results.json, results.md, results.png, and of each case its outcome (cases/)
 and log (logs/). Each case is a process of its own: one that runs out of memory is reported as such.
