@@ -214,7 +214,7 @@ class Fp8Config:
     param_gather: bool = False
     """Keep the layers' weights in FP8 and gather them so; the optimizer keeps its fp32 ones."""
     first_last_layers_bf16: bool = False
-    """Keep the first and last layers in BF16."""
+    """Keep the first and last layers in BF16, and the others in FP8."""
     num_layers_at_start_in_bf16: int = 1
     """How many at the start, with `first_last_layers_bf16`."""
     num_layers_at_end_in_bf16: int = 1
@@ -311,6 +311,18 @@ class Config:
     def seq_length(self) -> int:
         """Length of one model input in tokens: M memory tokens, then the segment."""
         return self.memory.num_mem_tokens + self.data.segment_size
+
+    @property
+    def layer_precision(self) -> str:
+        """What layers compute in, for the log."""
+        fp8 = self.fp8
+        if not fp8.is_on:
+            return self.train.precision
+        line = f"FP8 ({fp8.recipe}, {fp8.format})"
+        if fp8.first_last_layers_bf16:
+            start, end = fp8.num_layers_at_start_in_bf16, fp8.num_layers_at_end_in_bf16
+            line += f", the first {start} and last {end} in bf16"
+        return line + (", weights kept in FP8" if fp8.param_gather else "")
 
     @property
     def num_masked_tokens(self) -> int:

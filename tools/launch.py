@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -26,17 +27,28 @@ example:
 """
 
 ENVIRONMENT = {
-    # Kernels start in the order in which they are queued, so that communication that is to overlap
-    # with a matrix product begins before it (Megatron-Core's tensor and sequence parallelism).
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    # torch otherwise keeps the memory of tensors in flight for longer than needed.
-    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
     "OMP_NUM_THREADS": "1",
     # torchrun's: the signals that it passes on, and how long a worker may take to save.
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     "PET_SHUTDOWN_TIMEOUT": "600",
 }
 """Set for the workers where the user has not set them."""
+
+
+def max_connections() -> str:
+    """CUDA_DEVICE_MAX_CONNECTIONS for the GPUs here, as Megatron-LM and NeMo set it.
+
+    Up to Hopper 1: kernels start in the order in which they are queued, so that communication that
+    is to overlap with a matrix product (TP and SP) begins before it. From Blackwell on streams have
+    priorities that do the same, and communication wants connections of its own: 32.
+    """
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
+        oldest = min(float(line) for line in answer.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):  # no driver: no GPU
+        return "1"
+    return "32" if oldest >= 10 else "1"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ:
+        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = max_connections()
     quiet_libraries()
     return _launch(arguments)
 

@@ -27,12 +27,21 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_dna.config import ConfigError, ModelConfig
+from megatron_dna.config import Config, ConfigError, ModelConfig
 
 
 def is_local_layer(model: ModelConfig, layer: int) -> bool:
     """Whether layer `layer` (counted from 0) attends within a window only."""
     return layer % model.global_attn_every_n_layers != 0
+
+
+def is_fp8_layer(config: Config, layer: int) -> bool:
+    """Whether layer `layer` (counted from 0) computes in FP8, as Megatron-Core decides it."""
+    fp8 = config.fp8
+    if not fp8.is_on or not fp8.first_last_layers_bf16:
+        return fp8.is_on
+    last = config.model.num_layers - fp8.num_layers_at_end_in_bf16
+    return fp8.num_layers_at_start_in_bf16 <= layer < last
 
 
 def choose_layer_spec(requested: str, on_cuda: bool) -> str:

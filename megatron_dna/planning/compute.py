@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 from megatron_dna.config import Config
 from megatron_dna.model.encoder import padded_vocab_size
-from megatron_dna.model.layers import is_local_layer
+from megatron_dna.model.layers import is_fp8_layer, is_local_layer
 from megatron_dna.planning.gpus import (
     ATTENTION_EFFICIENCY,
+    FP8_SPEEDUP,
     LAUNCH_S,
     MATMUL_EFFICIENCY,
     MEMORY_EFFICIENCY,
     Gpu,
 )
 from megatron_dna.planning.links import Link
-from megatron_dna.planning.memory import item_bytes
+from megatron_dna.training.activations import item_bytes
 
 LAYER_LAUNCHES = 25
 """Operations that a layer launches in the forward pass; twice as many in the backward pass."""
@@ -98,10 +99,12 @@ class StageClock:
         """Forward and backward pass of a layer; recomputation is part of the latter."""
         width, ffn = self.config.model.hidden_size, self.config.model.ffn_hidden_size
         tp = self.tp
+        faster = FP8_SPEEDUP[self.config.fp8.recipe] if is_fp8_layer(self.config, layer) else 1.0
         # The products whose inputs, and those whose outputs, the ranks of TP share.
-        column = self._matmul(self.rows, width, 3 * width / tp)
-        column += self._matmul(self.rows, width, 2 * ffn / tp)
-        row = self._matmul(self.rows, width / tp, width) + self._matmul(self.rows, ffn / tp, width)
+        column = self._matmul(self.rows, width, 3 * width / tp, faster)
+        column += self._matmul(self.rows, width, 2 * ffn / tp, faster)
+        row = self._matmul(self.rows, width / tp, width, faster)
+        row += self._matmul(self.rows, ffn / tp, width, faster)
         attention = 4 * self.rows * attended_tokens(self.config, layer) * width / tp
         attention /= ATTENTION_EFFICIENCY * self.peak
         # Reads and writes: two norms and two sums; rotation; GeGLU.
@@ -145,8 +148,8 @@ class StageClock:
                 communication += self.link.gather_s(hidden)
         return Tick(busy + communication, 2 * busy, communication, communication)
 
-    def _matmul(self, rows: float, inner: float, outer: float) -> float:
+    def _matmul(self, rows: float, inner: float, outer: float, faster: float = 1.0) -> float:
         """Seconds of [rows, inner] x [inner, outer]: arithmetic or memory, what takes longer."""
-        arithmetic = 2 * rows * inner * outer / (MATMUL_EFFICIENCY * self.peak)
+        arithmetic = 2 * rows * inner * outer / (faster * MATMUL_EFFICIENCY * self.peak)
         moved = self.item * (rows * inner + inner * outer + rows * outer)
         return max(arithmetic, moved / self.bandwidth)

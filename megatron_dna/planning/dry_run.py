@@ -3,11 +3,12 @@
 torch's fake process group stands in for all other ranks and its FakeTensor mode (tensors on the
 meta device that say they are elsewhere) for memory. Everything else is what training runs: process
 groups, model, weights, DDP's buffers, optimizer state, a forward and a backward pass. What differs
-from a GPU: the layers are the `local` ones; DP's own collectives are left out.
+from a GPU: the layers are the `local` ones, in BF16 or FP32; DP's own collectives are left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megatron_dna.config import Config
+from megatron_dna.config import Config, Fp8Config
 from megatron_dna.model.encoder import build_model
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import setup_platform
@@ -59,6 +60,9 @@ def dry_run(config: Config, world_size: int, rank: int, vocab_size: int) -> DryR
         ValueError: the options do not fit the world.
     """
     validate(config, world_size, files=False)
+    # What only Transformer Engine's layers have.
+    parallel = dataclasses.replace(config.parallel, tp_comm_overlap=False)
+    config = dataclasses.replace(config, fp8=Fp8Config(), parallel=parallel)
     platform = setup_platform("cpu")
     with topology.pretended_world(config, platform, rank, world_size) as place, _NO_STORAGE:
         model = build_model(config, vocab_size, place.groups, "local", platform.device)

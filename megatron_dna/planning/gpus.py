@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_dna.config import ConfigError
+from megatron_dna.config import Config, ConfigError
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,17 @@ GPUS = {
 
 GPUS_PER_NODE = 8
 
+NO_FP8 = ("a100",)
+"""Those without tensor cores for FP8."""
+
 # What follows are assumptions, not measurements.
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is for CUDA, NCCL and workspaces."""
 MATMUL_EFFICIENCY = 0.75
 """Share of the peak that a large matrix product reaches."""
+FP8_SPEEDUP = {"tensorwise": 1.57, "blockwise": 1.41, "delayed": 1.69}
+"""Of a layer's matrix products over bf16. Source: Transformer Engine's figures for layers of 5
+billion parameters on an H200; taken for all GPUs and sizes."""
 ATTENTION_EFFICIENCY = 0.35
 """Share of the peak of FlashAttention-2 on an H100. Source: Shah et al. 2024 (FlashAttention-3)."""
 MEMORY_EFFICIENCY = 0.8
@@ -67,6 +73,19 @@ NVLINK_LATENCY_S = 5e-6
 """A hop within a node: alpha."""
 NETWORK_LATENCY_S = 15e-6
 """A hop between nodes: alpha."""
+
+
+def check_fp8(config: Config, gpu: Gpu) -> None:
+    """Refuse FP8 on a GPU without it.
+
+    Raises:
+        ConfigError: with key, value, rule and fix.
+    """
+    if config.fp8.is_on and gpu.name in NO_FP8:
+        raise ConfigError(
+            f"fp8.recipe ({config.fp8.recipe}) needs a GPU with FP8, and --gpu is {gpu.name}; "
+            "set fp8.recipe to none"
+        )
 
 
 def find_gpu(name: str) -> Gpu:

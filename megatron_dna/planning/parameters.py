@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_dna.config import Config
 from megatron_dna.model.encoder import padded_vocab_size
+from megatron_dna.model.layers import is_fp8_layer
 
 
 def _norm(config: Config) -> int:
@@ -24,12 +25,16 @@ def _head(config: Config, vocab_size: int, tp: int) -> int:
     return model.hidden_size**2 + 2 * _norm(config) + rows // tp
 
 
+def _matrices(config: Config) -> int:
+    """Weights of a layer's four products."""
+    model = config.model
+    return 4 * model.hidden_size**2 + 3 * model.hidden_size * model.ffn_hidden_size
+
+
 def _layers(config: Config, first: int, count: int, tp: int) -> int:
     """Layers `first` to `first + count`; layer 0 has no norm before its attention."""
-    model = config.model
-    matrices = 4 * model.hidden_size**2 + 3 * model.hidden_size * model.ffn_hidden_size
     norms = 2 * count - (1 if first == 0 else 0)
-    return count * matrices // tp + norms * _norm(config)
+    return count * _matrices(config) // tp + norms * _norm(config)
 
 
 def total_parameters(config: Config, vocab_size: int) -> int:
@@ -58,3 +63,10 @@ def stage_parameters(config: Config, vocab_size: int, stage: int) -> int:
             rows = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
             parameters += rows // tp * model.hidden_size
     return parameters
+
+
+def fp8_parameters(config: Config, stage: int) -> int:
+    """Those of them that are multiplied in FP8."""
+    count = config.model.num_layers // config.parallel.pipeline_model_parallel_size
+    layers = sum(is_fp8_layer(config, stage * count + i) for i in range(count))
+    return layers * _matrices(config) // config.parallel.tensor_model_parallel_size

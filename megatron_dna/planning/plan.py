@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from megatron_dna.config import Config
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.planning.compute import StageClock, Tick, segment_flops
-from megatron_dna.planning.gpus import MEMORY_EFFICIENCY, USABLE_MEMORY, Gpu
+from megatron_dna.planning.gpus import MEMORY_EFFICIENCY, USABLE_MEMORY, Gpu, check_fp8
 from megatron_dna.planning.links import Link
-from megatron_dna.planning.memory import StageMemory, item_bytes, stage_memory
+from megatron_dna.planning.memory import StageMemory, stage_memory, weight_bytes
 from megatron_dna.planning.parameters import stage_parameters, total_parameters
+from megatron_dna.training.activations import item_bytes
 from megatron_dna.validation import data_parallel_size, validate
 
 
@@ -78,7 +79,7 @@ class Plan:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs a second over the peak of all GPUs at the run's precision."""
+        """Model FLOPs a second over the peak of all GPUs at bf16 (under FP8 too) or fp32."""
         peak = self.num_gpus * self.gpu.peak_flops(self.config.train.precision)
         return self.flops_per_token * self.tokens_per_s / peak
 
@@ -115,6 +116,7 @@ def make_plan(
         ConfigError: the options do not fit each other or the number of GPUs.
     """
     validate(config, num_gpus, files=False)
+    check_fp8(config, gpu)
     dp = data_parallel_size(config, num_gpus)
     pp = config.parallel.pipeline_model_parallel_size
     step_tokens = tokens_per_step(config)
@@ -195,9 +197,9 @@ class _RankTraffic:
         self.pp = parallel.pipeline_model_parallel_size
         self.tasks = schedule.num_segments * schedule.num_microbatches
         self.item = item_bytes(config)
-        self.stage_parameters = max(
-            stage_parameters(config, vocab_size, stage) for stage in range(self.pp)
-        )
+        stages = range(self.pp)
+        self.stage_parameters = max(stage_parameters(config, vocab_size, one) for one in stages)
+        self.stage_weights = max(weight_bytes(config, vocab_size, one) for one in stages)
         # Megatron's order of ranks: TP next to each other, then DP, then PP.
         self.within = Link(gpu, self.tp, 1)
         self.replicas = Link(gpu, dp, self.tp)
@@ -246,7 +248,7 @@ class _RankTraffic:
         """The distributed optimizer's gather; overlapped, behind the first forward task."""
         if not self.parallel.use_distributed_optimizer:
             return Traffic(0.0, 0.0, 0.0)
-        total = float(self.item * self.stage_parameters)
+        total = self.stage_weights
         seconds = self.replicas.gather_s(total)
         covered = tick.forward_s if self.parallel.overlap_param_gather else 0.0
         return Traffic(self.replicas.gather_bytes(total), seconds, max(0.0, seconds - covered))

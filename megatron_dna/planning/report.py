@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_dna.planning.gpus import (
     ATTENTION_EFFICIENCY,
+    FP8_SPEEDUP,
     LAUNCH_S,
     LINK_EFFICIENCY,
     MATMUL_EFFICIENCY,
@@ -78,7 +79,7 @@ def page(plan: Plan, other: Plan) -> str:
         ("vocabulary", f"{plan.vocab_size:,}"),
         ("global batch", f"{train.global_batch_size:,} windows, {plan.tokens_per_step:,} tokens"),
         ("a DP rank has", f"{plan.num_microbatches} micro-batches of {train.micro_batch_size}"),
-        ("precision", f"{train.precision}, recompute {train.recompute_granularity}"),
+        ("precision", f"{config.layer_precision}, recompute {train.recompute_granularity}"),
     ]
     lines = [ESTIMATE, "", *(f"  {name.ljust(14)}  {value}" for name, value in facts), ""]
     lines += ["Memory of a rank, GiB", _memory_table(plan, other), _verdict(plan), ""]
@@ -150,8 +151,15 @@ def _assumptions(plan: Plan) -> str:
         f"{1e6 * NVLINK_LATENCY_S:g} us and\n{gpu.nvlink_gb_per_s:g} GB/s in a node, "
         f"{1e6 * NETWORK_LATENCY_S:g} us and {gpu.network_gb_per_s:g} GB/s a GPU between nodes, "
         f"bandwidth x {LINK_EFFICIENCY}.\nPeaks: {gpu.source}.\n"
-        "Efficiencies and latencies are assumptions."
+        f"{_fp8_assumption(plan)}Efficiencies and latencies are assumptions."
     )
+
+
+def _fp8_assumption(plan: Plan) -> str:
+    recipe = plan.config.fp8.recipe
+    if recipe not in FP8_SPEEDUP:
+        return ""
+    return f"FP8: a layer's matrix products are {FP8_SPEEDUP[recipe]} times as fast as in bf16.\n"
 
 
 def search_table(plans: Sequence[Plan], shown: int = 15) -> str:

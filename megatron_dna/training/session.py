@@ -137,18 +137,6 @@ def count_parameters(session: Session) -> int:
     return round(topology.sum_over_world(total).item())
 
 
-def describe_precision(config: Config) -> str:
-    """What layers compute in, for the log."""
-    fp8 = config.fp8
-    if not fp8.is_on:
-        return config.train.precision
-    line = f"FP8 ({fp8.recipe}, {fp8.format})"
-    if fp8.first_last_layers_bf16:
-        start, end = fp8.num_layers_at_start_in_bf16, fp8.num_layers_at_end_in_bf16
-        line += f", the first {start} and last {end} in bf16"
-    return line + (", weights kept in FP8" if fp8.param_gather else "")
-
-
 def _log_choices(session: Session, layer_spec: str) -> None:
     """Say what was chosen, so that nothing falls back in silence."""
     config, place = session.config, session.place
@@ -158,7 +146,7 @@ def _log_choices(session: Session, layer_spec: str) -> None:
         session.platform.backend, torch.__version__, megatron.core.__version__,
     )  # fmt: skip
     libraries = ", ".join(f"{name} {state}" for name, state in accelerator_libraries().items())
-    logger.info("layers: %s in %s; %s", layer_spec, describe_precision(config), libraries)
+    logger.info("layers: %s in %s; %s", layer_spec, config.layer_precision, libraries)
     logger.info(
         "layout: TP %d%s x PP %d x DP %d; micro-batch %d, %d of them a step on each DP rank",
         place.tp_size, " with SP" if config.parallel.sequence_parallel else "", place.pp_size,

@@ -37,11 +37,10 @@ def validate_fp8(config: Config) -> None:
     require_not_negative("fp8", fp8, "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
     require_positive("fp8", fp8, "amax_history_len")
     if not fp8.is_on:
-        for name in ("param_gather", "first_last_layers_bf16"):
-            require(
-                not getattr(fp8, name), f"fp8.{name}", True, "needs fp8.recipe, which is none",
-                "set fp8.recipe to tensorwise, or this to false",
-            )  # fmt: skip
+        require(
+            not fp8.param_gather, "fp8.param_gather", True, "needs fp8.recipe, which is none",
+            "set fp8.recipe to tensorwise, or this to false",
+        )  # fmt: skip
         return
     _validate_surroundings(config)
     _validate_bf16_layers(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -11,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_dna.config import Config, load_config
+from megatron_dna.config import Config, Fp8Config, load_config
 from megatron_dna.data.loader import Batch
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.parallel.step import run_step
 from megatron_dna.planning.compute import attended_tokens, segment_flops
 from megatron_dna.planning.dry_run import DryRun, dry_run, state_bytes
-from megatron_dna.planning.memory import segment_bytes, stage_memory
+from megatron_dna.planning.memory import stage_memory
 from megatron_dna.planning.parameters import stage_parameters, total_parameters
 from megatron_dna.planning.saved import SavedBytes
+from megatron_dna.training.activations import segment_bytes
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import PLAIN, PP, SP, TP, VOCAB, SmallRun
 
@@ -59,8 +61,9 @@ def _dry_runs(recipe: str, worlds: list[int]) -> tuple[int, list[tuple[DryRun, l
         for rank in sorted({0, world_size - 1}):
             run = dry_run(config, world_size, rank, IDS)
             schedule = SegmentSchedule(config.memory.max_n_segments, -1, 1)
-            memory = stage_memory(config, IDS, run.pp_rank, dp, schedule)
-            segment = segment_bytes(config, IDS, run.pp_rank, has_segments=True)
+            bf16 = dataclasses.replace(config, fp8=Fp8Config())  # as the dry run has it
+            memory = stage_memory(bf16, IDS, run.pp_rank, dp, schedule)
+            segment = segment_bytes(bf16, IDS, run.pp_rank, has_segments=True)
             planned = [stage_parameters(config, IDS, run.pp_rank), memory.weights,
                        memory.gradients, memory.optimizer, segment]  # fmt: skip
             runs.append((run, planned))

@@ -16,7 +16,6 @@ from megatron_dna.parallel.platform import Accelerator, setup_platform
 from megatron_dna.parallel.topology import Topology
 from megatron_dna.parallel.wrap import wrap_model
 from megatron_dna.training.optimizer import build_optimizer
-from megatron_dna.training.session import describe_precision
 from megatron_dna.validation import validate
 
 SHAPE = [
@@ -199,8 +198,8 @@ def test_local_layers_have_no_fp8_and_switched_off_attention_is_named():
 def test_the_log_names_what_layers_compute_in():
     config = _config(TENSORWISE, "fp8.first_last_layers_bf16=true", "fp8.param_gather=true")
     line = "FP8 (tensorwise, hybrid), the first 1 and last 1 in bf16, weights kept in FP8"
-    assert describe_precision(config) == line
-    assert describe_precision(_config()) == "bf16"
+    assert config.layer_precision == line
+    assert _config().layer_precision == "bf16"
 
 
 @pytest.fixture

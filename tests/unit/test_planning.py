@@ -74,7 +74,7 @@ def test_more_of_anything_costs_more():
     faster = make_plan(_recipe("7b_rmt"), 256, GPUS["b200"], VOCAB)
     assert faster.step_s < plan.step_s
     unsharded = make_plan(
-        _recipe("7b_rmt", "parallel.use_distributed_optimizer=false",
+        _recipe("7b_rmt", "parallel.use_distributed_optimizer=false", "fp8.recipe=none",
                 "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
     assert unsharded.memory.optimizer == pytest.approx(32 * plan.memory.optimizer)
     assert not unsharded.fits
@@ -194,3 +194,32 @@ def test_recipes_fit_and_obey_the_rules_of_fp8():
             stages = config.memory.curriculum
             assert stages[-1].n_segments == config.memory.max_n_segments
             assert sum(stage.train_iters or 0 for stage in stages) < config.train.train_iters
+
+
+@pytest.mark.parametrize("name", ["3b", "3b_rmt", "7b", "7b_rmt"])
+def test_large_recipes_are_planned_in_fp8(name: str):
+    """FP8 makes steps shorter, and costs memory: copies of weights, of all but two layers."""
+    num_gpus = 64 if name.startswith("3b") else 256
+    config = _recipe(name)
+    assert config.layer_precision == "FP8 (tensorwise, hybrid), the first 1 and last 1 in bf16"
+    plan = make_plan(config, num_gpus, H100, VOCAB)
+    plain = make_plan(_recipe(name, "fp8.recipe=none"), num_gpus, H100, VOCAB)
+    assert 1.0 < plain.work_s / plan.work_s < 1.57
+    assert plan.mfu > plain.mfu
+    layers = config.model.num_layers // config.parallel.pipeline_model_parallel_size
+    tp = config.parallel.tensor_model_parallel_size
+    width, ffn = config.model.hidden_size, config.model.ffn_hidden_size
+    is_whole = config.parallel.pipeline_model_parallel_size == 1
+    matrices = (layers - (2 if is_whole else 1)) * (4 * width**2 + 3 * width * ffn) / tp
+    for memory, other in ((plan.stages[0], plain.stages[0]), (plan.stages[-1], plain.stages[-1])):
+        assert memory.weights - other.weights == pytest.approx(2 * matrices)
+        assert memory.activations < other.activations
+    kept = make_plan(_recipe(name, "fp8.param_gather=true"), num_gpus, H100, VOCAB)
+    assert kept.stages[0].weights == pytest.approx(plain.stages[0].weights)
+    in_fp8, in_bf16, in_both = (one.traffic["parameters"].bytes_sent for one in (kept, plain, plan))
+    assert in_both == in_bf16 > in_fp8 > in_bf16 / 2
+
+
+def test_plan_of_fp8_is_refused_where_there_is_none():
+    with pytest.raises(ConfigError, match=r"fp8.recipe \(tensorwise\) needs a GPU with FP8.*a100"):
+        make_plan(_recipe("7b"), 256, GPUS["a100"], VOCAB)

@@ -1,0 +1,89 @@
+"""Bytes that a pipeline stage saves for the backward pass; for the log, and for plans.
+
+Held to what training saves on CPU by tests (`tests/dist/test_planning.py`) but for FP8, which is
+what Transformer Engine's source saves, and was never measured.
+"""
+
+from __future__ import annotations
+
+from megatron_dna.config import Config
+from megatron_dna.model.encoder import padded_vocab_size
+from megatron_dna.model.layers import is_fp8_layer
+
+
+def item_bytes(config: Config) -> int:
+    """Bytes of a weight or an activation outside of FP8."""
+    return 2 if config.train.precision == "bf16" else 4
+
+
+def layer_bytes(config: Config, layer: int) -> float:
+    """What a layer saves for the backward pass of one segment of one micro-batch, in bytes.
+
+    Two norms and what they normalise; queries, keys and values, two of them rotated, and what
+    attention makes of them; GeGLU's input, its two halves once more (one activated) and their
+    product; cosines and sines; statistics of norms and attention, whose scores are never kept.
+
+    In FP8 the inputs of matrix products take a byte, in one orientation: the norms' results and
+    GeGLU's product instead of BF16, attention's result besides.
+    """
+    model, parallel = config.model, config.parallel
+    tp = parallel.tensor_model_parallel_size
+    sharded = tp if parallel.sequence_parallel else 1
+    item, hidden, ffn = item_bytes(config), model.hidden_size, model.ffn_hidden_size
+    per_token = item * (4 * hidden / sharded + (6 * hidden + 5 * ffn) / tp)
+    if is_fp8_layer(config, layer):
+        per_token -= (item - 1) * (2 * hidden / sharded + ffn / tp)
+        per_token += hidden / tp
+    head_width = hidden // model.num_attention_heads
+    rotation = 4 * config.seq_length * head_width * item
+    statistics = 4 * 2 / sharded + model.num_attention_heads / tp
+    rows = config.train.micro_batch_size * config.seq_length
+    return rotation + rows * (per_token + 4 * statistics)
+
+
+def segment_bytes(config: Config, vocab_size: int, stage: int, has_segments: bool) -> float:
+    """What a stage saves of one segment of one micro-batch, in bytes.
+
+    Under full recomputation the inputs of layers instead of what is in them. Selective
+    recomputation saves nothing here: attention keeps no scores that could be left out.
+
+    Args:
+        config: the run's options.
+        vocab_size: ids of the vocabulary.
+        stage: of the pipeline.
+        has_segments: whether windows have more than one segment (other schedules).
+    """
+    count = config.model.num_layers // config.parallel.pipeline_model_parallel_size
+    if config.train.recompute_granularity == "full":
+        count += stage == 0  # input of the embedding norm; else layer 0 has one norm less
+        layers = count * residual_bytes(config)
+    else:
+        layers = sum(layer_bytes(config, stage * count + i) for i in range(count))
+    return layers + ends_bytes(config, vocab_size, stage, has_segments)
+
+
+def residual_bytes(config: Config) -> float:
+    """Hidden states between two layers."""
+    parallel = config.parallel
+    sharded = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    rows = config.train.micro_batch_size * config.seq_length
+    return rows * config.model.hidden_size * item_bytes(config) / sharded
+
+
+def ends_bytes(config: Config, vocab_size: int, stage: int, has_segments: bool) -> float:
+    """What a stage keeps of a segment after its layers."""
+    model, parallel = config.model, config.parallel
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    residual, item = residual_bytes(config), item_bytes(config)
+    if stage < pp - 1:
+        # The engine frees what it has sent, Megatron's 1F1B does not.
+        return 0.0 if has_segments else residual
+    micro_batch = config.train.micro_batch_size
+    kept = residual  # input of the final norm
+    if config.memory.num_mem_tokens:
+        # New memory is a view of all final states.
+        kept += micro_batch * config.seq_length * model.hidden_size * item
+    # Head: inputs of dense, GELU, norm and decoder; the fp32 probabilities.
+    padded_vocab = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
+    positions = micro_batch * config.num_masked_tokens
+    return kept + positions * (4 * model.hidden_size * item + 4 * padded_vocab / tp)
