@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_dna.config import Config, load_config
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LARGEST = "largest"
 """Name of the model with the layers of examples/7b and as many of them as fit."""
 USABLE = 0.85
-"""Share of the memory that a plan may fill: FP8 copies of weights and workspaces are not in it."""
+"""Share of the memory that a plan may fill; the rest is for CUDA and workspaces."""
 POSITIONS = {"large": 65536, "1b": 32768, "3b": 16384, LARGEST: 8192}
 """Input positions of a step, memory tokens included, by model."""
 DEFAULT_POSITIONS = 2048
@@ -104,7 +104,8 @@ def plan_case(
 ) -> Plan:
     """Choose layers (of `largest`), micro-batch and recomputation such that the plan fits.
 
-    Plain and with memory a step reads the same number of input positions. Windows with memory are
+    The shape is that which fits in FP8, whose copies of weights need room, in BF16 too. Plain and
+    with memory a step reads the same number of input positions. Windows with memory are
     in flight all at once; plain micro-batches as large as fit, a power of two.
 
     Args:
@@ -115,26 +116,42 @@ def plan_case(
         positions: of a step; None is the model's own number.
         recompute: whether layers are computed again; None is where it must be.
     """
-    segments = "_rmt" if case.kind == "rmt" else ""
-    stem = "7b" if case.model == LARGEST else case.model
-    recipe = str(ROOT / "examples" / f"{stem}{segments}.yaml")
     positions = positions or POSITIONS.get(case.model, DEFAULT_POSITIONS)
-    fixed = [*options, *_ONE_DEVICE, f"fp8.recipe={case.recipe}"]
-    layers = _layer_counts(recipe) if case.model == LARGEST else [None]
-    smallest: tuple[str, ...] = ()
-    for count in layers:
-        shape = fixed if count is None else [*fixed, f"model.num_layers={count}"]
-        for again in (False, True) if recompute is None else (recompute,):
-            granularity = f"train.recompute_granularity={'full' if again else 'null'}"
-            for size in _micro_batches(load_config(recipe, shape), positions):
-                batches = [
-                    f"train.micro_batch_size={size[0]}",
-                    f"train.global_batch_size={size[1]}",
-                ]
-                smallest = (*shape, granularity, *batches)
-                if _bytes(load_config(recipe, list(smallest)), vocab_size) <= USABLE * memory_bytes:
-                    return Plan(case, smallest, recipe)
-    return Plan(case, smallest, recipe)  # the run itself says that it does not fit
+    recipe = _recipe_of(case)
+    shape = [*options, *_ONE_DEVICE, f"fp8.recipe={case.recipe}"]
+    usable = USABLE * memory_bytes
+    if case.model == LARGEST:
+        with_memory = _recipe_of(Case(LARGEST, "rmt"))
+        counts = range(load_config(recipe).model.num_layers // 3 * 3, 0, -3)  # a global, two local
+        for count in counts:
+            layers = f"model.num_layers={count}"
+            tries = _tries(with_memory, [*shape, layers], positions, True)
+            if any(_bytes(with_memory, chosen, vocab_size) <= usable for chosen in tries):
+                break
+        shape.append(layers)
+    for chosen in _tries(recipe, shape, positions, recompute):
+        if _bytes(recipe, chosen, vocab_size) <= usable:
+            break
+    return Plan(case, tuple(chosen), recipe)  # if none fits, the run itself says so
+
+
+def _recipe_of(case: Case) -> str:
+    """Path of the YAML file that a case begins with."""
+    stem = "7b" if case.model == LARGEST else case.model
+    return str(ROOT / "examples" / f"{stem}{'_rmt' if case.kind == 'rmt' else ''}.yaml")
+
+
+def _tries(
+    recipe: str, shape: Sequence[str], positions: int, recompute: bool | None
+) -> Iterator[list[str]]:
+    """Options to try, the fastest first: without recomputation, and in large micro-batches."""
+    for again in (False, True) if recompute is None else (recompute,):
+        granularity = f"train.recompute_granularity={'full' if again else 'null'}"
+        for micro, whole in _batch_sizes(load_config(recipe, shape), positions):
+            yield [
+                *shape, granularity, f"train.micro_batch_size={micro}",
+                f"train.global_batch_size={whole}",
+            ]  # fmt: skip
 
 
 _ONE_DEVICE = (
@@ -150,12 +167,7 @@ _ONE_DEVICE = (
 )
 
 
-def _layer_counts(recipe: str) -> list[int | None]:
-    """From all layers of the recipe down, three at a time: one global and two local ones."""
-    return list(range(load_config(recipe).model.num_layers // 3 * 3, 3, -3))
-
-
-def _micro_batches(config: Config, positions: int) -> Iterator[tuple[int, int]]:
+def _batch_sizes(config: Config, positions: int) -> Iterator[tuple[int, int]]:
     """Micro-batch and global batch in windows, the largest first."""
     windows = max(1, positions // (config.seq_length * config.memory.max_n_segments))
     if config.memory.max_n_segments > 1:
@@ -168,7 +180,9 @@ def _micro_batches(config: Config, positions: int) -> Iterator[tuple[int, int]]:
         size //= 2
 
 
-def _bytes(config: Config, vocab_size: int) -> float:
+def _bytes(recipe: str, options: Sequence[str], vocab_size: int) -> float:
+    """What the planner says that these options need, in FP8 (with its copies of weights)."""
+    config = load_config(recipe, [*options, "fp8.recipe=tensorwise"])
     train, memory = config.train, config.memory
     count = train.global_batch_size // train.micro_batch_size
     schedule = SegmentSchedule(memory.max_n_segments, memory.bptt_depth, count)
@@ -195,8 +209,3 @@ def find_gpu_of(device_name: str) -> Gpu | None:
     if "pcie" in words or "nvl" in words:
         return None
     return next((gpu for name, gpu in GPUS.items() if name in words), None)
-
-
-def with_kind(case: Case, kind: str, recipe: str = "none") -> Case:
-    """The same model, trained otherwise."""
-    return replace(case, kind=kind, recipe=recipe)

@@ -80,6 +80,8 @@ def goals(outcomes: Sequence[Outcome], models: Sequence[str]) -> list[str]:
             other = find(outcomes, model, kind, is_fp8)
             if other is None:
                 continue
+            if other["recompute"] != plain["recompute"]:
+                what += f", recomputing {other['recompute']} where plain does {plain['recompute']}"
             ratio = other["positions_per_s"] / plain["positions_per_s"]
             say(f"{model}, {what}", ratio if other_first else 1 / ratio, GOALS[goal])
     return lines

@@ -41,8 +41,8 @@ class DeferredWriter(FileSystemWriter):
             copy: take the tensors as they are during the call of `save`, so that they may change
                 before `write`.
         """
-        # Nothing to copy ahead: all is in host memory by then. (torch would otherwise wait for CUDA's
-        # stream, and on another device than this rank's: a new thread begins with the first.)
+        # All is in host memory by then: nothing to copy ahead. (torch would wait for CUDA's stream,
+        # and for that of another rank's device: a new thread begins with the first one.)
         super().__init__(folder, per_thread_copy_ahead=0)
         self._copy = copy
         self._plan: SavePlan | None = None

@@ -50,9 +50,6 @@ GPUS = {
 
 GPUS_PER_NODE = 8
 
-NO_FP8 = ("a100",)
-"""Those without tensor cores for FP8."""
-
 # What follows are assumptions, not measurements.
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is for CUDA, NCCL and workspaces."""
@@ -81,7 +78,7 @@ def check_fp8(config: Config, gpu: Gpu) -> None:
     Raises:
         ConfigError: with key, value, rule and fix.
     """
-    if config.fp8.is_on and gpu.name in NO_FP8:
+    if config.fp8.is_on and not gpu.fp8_tflops:
         raise ConfigError(
             f"fp8.recipe ({config.fp8.recipe}) needs a GPU with FP8, and --gpu is {gpu.name}; "
             "set fp8.recipe to none"

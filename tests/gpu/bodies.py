@@ -136,16 +136,22 @@ class Pass:
 
 
 def one_step(
-    world: World, spec: str, precision: str, *overrides: str, is_padded: bool = False
+    world: World,
+    spec: str,
+    precision: str,
+    *overrides: str,
+    is_padded: bool = False,
+    passes: int = 1,
 ) -> Pass:
-    """Forward and backward over the global batch."""
+    """Forward and backward over the global batch, `passes` times with the same weights."""
     config = make_config(world, spec, precision, *overrides)
     model, device = make_model(world, config), world.platform.device
     wrapped = wrap_model(model, config.parallel)
     batches = windows(config, is_padded)
-    wrapped.zero_grad_buffer()
     lengths = torch.arange(VOCAB, device=device)
-    result = run_step(wrapped, iter(batches), config, world.place, lengths, len(batches))
+    for _ in range(passes):
+        wrapped.zero_grad_buffer()
+        result = run_step(wrapped, iter(batches), config, world.place, lengths, len(batches))
     pieces = assemble([local_pieces(model, "main_grad")])
     return Pass(
         result.loss,
@@ -222,7 +228,7 @@ def attend(
     want.backward(upstream.double())
     names = ("query", "key", "value")
     kept = seen.t()[..., None]
-    pairs = {"output": (output.detach().cpu() * kept, want.detach() * kept)}
+    pairs = {"output": (output.detach().cpu().where(kept, 0.0), want.detach().where(kept, 0.0))}
     for name, tensor, other in zip(names, own, exact, strict=True):
         assert tensor.grad is not None
         assert other.grad is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -24,8 +26,9 @@ CASES = {
 
 
 def on_cpu(precision: str, source: Path | None, target: Path, steps: int) -> Leg:
-    """`run_leg` on the CPU, in a process of its own."""
-    return run_ranks(cpu_leg, 1, precision, source, target, steps)[0]
+    """`run_leg` on the CPU, in a process of its own that sees no GPU."""
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        return run_ranks(cpu_leg, 1, precision, source, target, steps)[0]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,7 +17,9 @@ def test_gradients_are_near(world: World, needs_recipe, recipe: str, case: str):
     """With memory each segment computes in an autocast of its own."""
     needs_recipe(recipe)
     exact = one_step(world, "local", "fp32", *CASES[case])
-    got = one_step(world, "transformer_engine", "bf16", *CASES[case], f"fp8.recipe={recipe}")
+    # The delayed recipe takes its scales from the passes before.
+    options = (*CASES[case], f"fp8.recipe={recipe}")
+    got = one_step(world, "transformer_engine", "bf16", *options, passes=4)
     assert abs(got.loss - exact.loss) < 0.02 * exact.loss
     assert relative_error(got.logits, exact.logits) < 0.25
     assert all(bool(gradient.isfinite().all()) for gradient in got.gradients.values())
