@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from megatron_dna.config import Config, ConfigError, load_config
+from megatron_dna.model import initialize
 from megatron_dna.model.encoder import build_model, transformer_config
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.accelerator import check_accelerator
@@ -219,3 +221,38 @@ def test_gradients_and_optimizer_know_of_kept_weights(place: Topology, recipe: s
     assert wrapped.ddp_config.fp8_param_gather == kept
     optimizer = build_optimizer(config, wrapped)
     assert optimizer.config.fp8_recipe == (recipe if kept else None)
+
+
+def _rounded(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().to(torch.float8_e4m3fn).to(weight.dtype)
+
+
+def test_weights_kept_in_fp8_are_drawn_as_others(place: Topology, monkeypatch: pytest.MonkeyPatch):
+    """And the optimizer's fp32 weight starts from what was drawn, not from what FP8 leaves of it.
+
+    A weight that rounds when it is filled stands in for Transformer Engine's.
+    """
+    config = _config()
+    drawn = build_model(config, 64, place.groups, "local", torch.device("cpu"))
+    want = dict(drawn.named_parameters())
+    model = build_model(config, 64, place.groups, "local", torch.device("cpu"))
+    kept = {name: one for name, one in model.named_parameters() if "linear_" in name}
+    ids = {id(one) for one in kept.values()}
+    monkeypatch.setattr(initialize, "is_float8tensor", lambda one: id(one) in ids)
+    exact = {name: torch.zeros_like(one) for name, one in kept.items()}
+
+    def fill(one: torch.nn.Parameter, value: torch.Tensor) -> None:
+        one.data = _rounded(value)
+
+    for name, one in kept.items():
+        one.data.zero_()
+        one.copy_ = functools.partial(fill, one)
+        one.get_high_precision_init_val = functools.partial(exact.get, name)
+    initialize.initialize_weights(
+        model.sharded_state_dict(), config.train.seed, config.model.init_method_std, 4
+    )
+    assert len(kept) == 16
+    for name, one in kept.items():
+        assert torch.equal(exact[name], want[name])
+        assert torch.equal(one, _rounded(want[name]))
+        assert not torch.equal(one, want[name])
