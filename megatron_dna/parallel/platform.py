@@ -229,7 +229,7 @@ class _CpuStandIn:
     def _use_torch_optimizers() -> None:
         """Where Transformer Engine or Apex is installed, Megatron-Core takes their CUDA kernels."""
         from megatron.core import optimizer
-        from megatron.core.optimizer import clip_grads
+        from megatron.core.optimizer import clip_grads, distrib_optimizer
         from megatron.core.optimizer import optimizer as mixed_precision
         from megatron.core.utils import (
             local_multi_tensor_applier,
@@ -237,8 +237,10 @@ class _CpuStandIn:
             local_multi_tensor_scale,
         )
 
-        optimizer.Adam, optimizer.SGD = torch.optim.AdamW, torch.optim.SGD
-        optimizer.USING_PYTORCH_OPTIMIZER = True
+        optimizer.SGD = torch.optim.SGD
+        for module in (optimizer, distrib_optimizer):
+            module.Adam = torch.optim.AdamW
+            module.USING_PYTORCH_OPTIMIZER = True
         clip_grads.l2_norm_impl = local_multi_tensor_l2_norm
         clip_grads.multi_tensor_scale_tensor_impl = None  # of 0.19
         for module in (clip_grads, mixed_precision):
