@@ -109,7 +109,9 @@ def measure_copy(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--prefix", type=Path)
     parser.add_argument("--num-tokens", type=int, default=50_000_000)

@@ -40,10 +40,18 @@ VOCAB, MASKED = 4096, 32
 class Stepper:
     """A model and its optimizer, and batches of one shape for it."""
 
-    def __init__(self, config: Config, place: Topology, num_segments: int, count: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        place: Topology,
+        num_segments: int,
+        count: int,
+        vocab_size: int = VOCAB,
+    ) -> None:
         """`count` micro-batches of windows of `num_segments` segments make a step."""
         self.config, self.place, self.count = config, place, count
-        model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+        self.token_lengths = torch.ones(vocab_size, dtype=torch.long)
+        model = build_model(config, vocab_size, place.groups, "local", torch.device("cpu"))
         self.model = wrap_model(model, config.parallel)
         self.optimizer = build_optimizer(config, self.model)
         self.batches = [window(config, num_segments, number) for number in range(count)]
@@ -53,8 +61,9 @@ class Stepper:
         start = time.process_time()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        lengths = torch.ones(VOCAB, dtype=torch.long)
-        run_step(self.model, iter(self.batches), self.config, self.place, lengths, self.count)
+        run_step(
+            self.model, iter(self.batches), self.config, self.place, self.token_lengths, self.count
+        )
         self.optimizer.step()
         return time.process_time() - start
 

@@ -96,6 +96,7 @@ void bind_tokenizers(py::module_& m) {
              for (const auto& [left, right, merged] : merges) {
                merge_list.push_back({left, right, merged});
              }
+             const py::gil_scoped_release release;  // the tables take a while
              return std::make_unique<BpeEncoder>(
                  vocab, merge_list, specials,
                  megatron_dna::EncoderOptions{unk_id, strip, min_gap_length});

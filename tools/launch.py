@@ -31,16 +31,19 @@ ENVIRONMENT = {
     # torchrun's: the signals that it passes on, and how long a worker may take to save.
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     "PET_SHUTDOWN_TIMEOUT": "600",
+    # A store of its own for every start: torch (2.13) otherwise keeps that of the first, in which
+    # workers started anew read addresses of dead ones (seen: "connection refused" over gloo).
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 """Set for the workers where the user has not set them."""
 
 
 def max_connections() -> str:
-    """CUDA_DEVICE_MAX_CONNECTIONS for the GPUs here, as Megatron-LM and NeMo set it.
+    """CUDA_DEVICE_MAX_CONNECTIONS for the GPUs here.
 
     Up to Hopper 1: kernels start in the order in which they are queued, so that communication that
-    is to overlap with a matrix product (TP and SP) begins before it. From Blackwell on streams have
-    priorities that do the same, and communication wants connections of its own: 32.
+    is to overlap with a matrix product (TP and SP) begins before it. From Blackwell on 32, so that
+    streams do not wait for each other. Source: the performance settings of NVIDIA NeMo.
     """
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
@@ -76,8 +79,18 @@ def _launch(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    options = run.parse_args(list(arguments))
+    if options.rdzv_backend == "static":  # torchrun's default, which has one store for all starts
+        if options.nnodes in ("1", "1:1"):
+            options.standalone = True
+        elif options.max_restarts > 0:
+            sys.stderr.write(
+                f"launch: --max-restarts ({options.max_restarts}) on several nodes needs a "
+                "rendezvous that can be repeated; add --rdzv-backend c10d and --rdzv-endpoint\n"
+            )
+            return 2
     try:
-        run.run(run.parse_args(list(arguments)))
+        run.run(options)
     except SignalException as error:
         number = signal.Signals(error.sigval)
         return REQUEUE_EXIT_STATUS if number in STOP_SIGNALS else 128 + number

@@ -1,4 +1,4 @@
-"""A rank that gets nowhere is found and says where it is; the same command then resumes."""
+"""A rank that gets nowhere is found and says where it is; torchrun then starts all anew."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run_step(*args, __original=trainer.run_step, **kwargs):
 
 class Stuck(trainer.Trainer):
     def _step(self):
-        is_first_start = "HANG" in os.environ
+        is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         if is_first_start and self.session.place.rank == 1 and self.state.iteration == 6:
             self.wait_for_a_disk_that_is_gone()
         return super()._step()
@@ -40,17 +40,23 @@ def test_a_hung_rank_is_named_with_its_stack_and_the_run_resumes(tmp_path: Path)
         tmp_path, "train.train_iters=10", "checkpoint.save_interval=2", "data.num_workers=0",
         f"parallel.timeout_minutes={20 / 60}",
     )  # fmt: skip
-    command = {"ranks": 2, "script": str(script)}
-    with start(options, tmp_path / "log", HANG="1", **command) as run:
-        assert run.wait() != 0
+    launch = ["--max-restarts", "1"]
+    with start(options, tmp_path / "log", ranks=2, launch=launch, script=str(script)) as run:
+        assert run.wait() == 0, run.log[-3000:]
     lines = run.log.splitlines()
     (found,) = (line for line in lines if "hung: rank 1 (process " in line)
     assert "made no progress for 20 s while in iteration 7" in found
     stack = run.log[run.log.index(found) :]
     assert "in wait_for_a_disk_that_is_gone" in stack[:3000]
-    with start(options, tmp_path / "log", **command) as run:
-        assert run.wait() == 0, run.log[-3000:]
-    assert "resumed from" in run.log
+    assert "resumed from" in stack
     records = read_records(tmp_path / "run" / "metrics.jsonl")
     assert [record["iteration"] for record in records] == list(range(1, 11))
     assert any("slowest rank " in line for line in lines)
+
+
+def test_on_several_nodes_a_restart_needs_a_rendezvous_that_can_be_repeated(tmp_path: Path):
+    """The new workers would wait for the addresses of dead ones."""
+    with start([], tmp_path / "log", ranks=1, launch=["--nnodes=2", "--max-restarts=1"]) as run:
+        assert run.wait() == 2
+    assert "--max-restarts (1) on several nodes needs" in run.log
+    assert "add --rdzv-backend c10d" in run.log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,21 @@ def test_each_document_is_in_one_shard(corpus: Path, tmp_path: Path) -> None:
     for shard, num_shards in [(0, 2), (3, 2)]:
         with pytest.raises(ValueError, match=rf"shard \({shard}/{num_shards}\) must be I/N"):
             take_shard(sources, shard, num_shards)
+
+
+def test_shards_are_as_large_as_each_other_with_compressed_files(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """A compressed file has about four times the bases that its size tells."""
+    text = ">q\n" + "".join(random.Random(0).choices("ACGT", k=60_000))
+    (tmp_path / "plain.fa").write_text(text)
+    (tmp_path / "packed.fa.gz").write_bytes(gzip.compress(text.replace("q", "p").encode()))
+    content = yaml.safe_load(corpus.read_text())
+    content["sources"] = {"a": {"fasta": "plain.fa"}, "b": {"fasta": "packed.fa.gz"}}
+    corpus.write_text(yaml.safe_dump(content))
+    for source in take_shard(read_corpus(corpus, tmp_path), 1, 2):
+        start, end = source.options.part
+        assert float(end - start) == pytest.approx({"a": 1, "b": 0.1}[source.name], abs=0.1)
 
 
 def test_shards_are_as_large_as_each_other_with_haplotypes(corpus: Path, tmp_path: Path) -> None:

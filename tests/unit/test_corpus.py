@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dna.genome.corpus import ContigSummary, Document, plan_documents, scan
+from megatron_dna.genome.corpus import (
+    ContigSummary,
+    Document,
+    keep_new,
+    plan_documents,
+    scan,
+)
 from megatron_dna.genome.regions import Region, merge_intervals, parse_region, split_interval
 from megatron_dna.genome.sequence import find_stretches
 
@@ -148,3 +154,19 @@ def test_runs_of_n_are_counted(tmp_path: Path) -> None:
         (tmp_path / "a.fa").write_text(f">a\n{sequence}\n")
         [contig] = scan([tmp_path / "a.fa"], lambda num_bases: None)
         assert [end - start for start, end in contig.gaps] == [10] * num_gaps
+
+
+def test_new_parts_that_are_too_short_are_dropped() -> None:
+    document = Document("c", 100, 200, "+", "train")
+    held_out = Document("c", 300, 320, "+", "valid")
+    parts = [(0, 30), (50, 70), (80, 99)]
+    found = list(keep_new([document, held_out], iter([parts]), 20, both_strands=True))
+    assert found == [
+        Document("c", start, end, strand, split)
+        for start, end, split in (
+            (100, 130, "train"),
+            (150, 170, "train"),
+            (300, 320, "valid"),
+        )
+        for strand in "+-"
+    ]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dna.genome import fasta
+from megatron_dna.genome import compressed
 from megatron_dna.genome.fasta import read_fasta, read_pieces, sha256_of
 from tests.unit.genome_files import EXAMPLE
 
@@ -58,7 +58,7 @@ def test_contigs_do_not_depend_on_the_layout(
     text = line_end.lstrip() + (text if closed else text.rstrip())
     expected = [(f"contig{i}", "".join(r).upper().encode()) for i, r in enumerate(records)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fasta, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(compressed, "CHUNK_BYTES", chunk_bytes)
         assert contents(write(Path(folder) / "x", text.encode(), kind)) == expected
 
 

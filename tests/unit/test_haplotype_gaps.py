@@ -1,4 +1,4 @@
-"""Runs of N that edits make, join, part or end: documents end there, as on the reference."""
+"""Where documents of haplotypes end: at their own runs of N, and at held-out regions."""
 
 from __future__ import annotations
 
@@ -117,3 +117,30 @@ def test_joined_runs_of_n_part_documents_in_the_files(
             expected.append(spell(x, own_edits(records, "x", sample, number)))
     forward = [text for number, _, text in written(prefix, options.tokenizer) if number % 2 == 0]
     assert forward == [part for bases in expected for part in re.split("N{10,}", bases) if part]
+
+
+def test_edits_at_a_border_are_held_out(tmp_path: Path) -> None:
+    """An insertion at either border, a deletion over either: none of it is left to training."""
+    reference = "ACGTTGCAACGATCCAGTCA" + "GGATCTTACGCAATGCCTGA" + "TCAGGCATTACGGATCCATG"
+    deleted = reference[17:22], reference[37:42]  # the first base is kept
+    records = [
+        Record("c", 17, deleted[0], (deleted[0][0],), ("1|0",)),
+        Record("c", 19, reference[19], (reference[19] + "TTTT",), ("0|1",)),
+        Record("c", 37, deleted[1], (deleted[1][0],), ("0|1",)),
+        Record("c", 39, reference[39], (reference[39] + "CCCC",), ("1|0",)),
+    ]
+    (tmp_path / "v.vcf").write_text(vcf_text(records, ["a"]))
+    (variants,) = read_all(tmp_path / "v.vcf", {"c": reference})
+    regions = [((0, 20), "train"), ((20, 40), "valid"), ((40, 60), "train")]
+    for haplotype, expected in zip(
+        variants.haplotypes,
+        (
+            (reference[:18], reference[22:40] + "CCCC", reference[40:]),
+            (reference[:20], "TTTT" + reference[20:38], reference[42:]),
+        ),
+        strict=True,
+    ):
+        documents = list(plan_haplotype(haplotype, regions, [], None))
+        assert [document.split for document in documents] == ["train", "valid", "train"]
+        found = [document.forward.read(0, document.length).decode() for document in documents]
+        assert tuple(found) == expected

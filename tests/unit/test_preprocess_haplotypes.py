@@ -235,9 +235,14 @@ def test_windows_have_every_variant_and_its_context(
 def test_short_documents_are_dropped_and_counted(
     variant_options: Callable[..., PreprocessOptions],
 ) -> None:
-    options = variant_options(min_length=100, context=5, holdout=(), reverse_complement=False)
+    options = variant_options(context=5, holdout=(), reverse_complement=False)
+    preprocess(options)
+    whole = [text for _, _, text in written(options.output("_train"), options.tokenizer)]
+    lengths = sorted(map(len, whole))
+    shortest = lengths[len(lengths) // 2]  # so long are some documents
+    options = variant_options(min_length=shortest, context=5, holdout=(), reverse_complement=False)
     manifest = preprocess(options)
-    assert all(
-        len(text) >= 100 for _, _, text in written(options.output("_train"), options.tokenizer)
-    )
-    assert sum(row["short_documents_dropped"] for row in manifest["haplotypes"]["haplotypes"]) > 10
+    found = [text for _, _, text in written(options.output("_train"), options.tokenizer)]
+    assert found == [text for text in whole if len(text) >= shortest]
+    dropped = [row["short_documents_dropped"] for row in manifest["haplotypes"]["haplotypes"]]
+    assert sum(dropped) == len(whole) - len(found) > 10

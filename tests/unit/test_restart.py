@@ -98,7 +98,9 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(small: PreprocessOpti
     assert resumed >= 5
 
 
-@pytest.mark.parametrize("damage", ["shorter", "byte", "journal", "no valid", "other options"])
+@pytest.mark.parametrize(
+    "damage", ["shorter", "byte", "journal", "number", "no valid", "other options"]
+)
 def test_what_cannot_be_trusted_is_encoded_again(
     small: PreprocessOptions, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -121,6 +123,11 @@ def test_what_cannot_be_trusted_is_encoded_again(
         train.write_bytes(content)
     elif damage == "journal":
         journal.write_bytes(journal.read_bytes()[:-5])
+    elif damage == "number":  # of tokens of a document, which the .idx takes from here
+        content = journal.read_bytes()
+        number = content.index(b'["train", ') + len(b'["train", ')
+        digit = b"1" if content[number : number + 1] != b"1" else b"2"
+        journal.write_bytes(content[:number] + digit + content[number + 1 :])
     elif damage == "no valid":
         (folder / "p_valid.bin.partial").unlink()
     else:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dna.genome import fasta
+from megatron_dna.genome import compressed
 from megatron_dna.genome.corpus import scan
 from megatron_dna.genome.sequence import StretchFinder, find_stretches
 from megatron_dna.genome.store import ReverseComplement, SequenceStore
@@ -43,7 +43,7 @@ def test_any_part_of_any_contig(
     contigs: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fasta, "CHUNK_BYTES", 1_000)  # pieces of contigs, not whole ones
+    monkeypatch.setattr(compressed, "CHUNK_BYTES", 1_000)  # pieces of contigs, not whole ones
     with SequenceStore(tmp_path) as store:
         summaries = scan(fastas, lambda num_bases: None, store.append)
         assert [summary.name for summary in summaries] == list(contigs)
