@@ -67,8 +67,8 @@ def main() -> int:
     quiet_libraries()
     args.output = args.output.absolute()
     try:
-        data = prepare(args.output / "data", args.vocab_size)
         machine = probe(args.platform)
+        data = prepare(args.output / "data", args.vocab_size)
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
