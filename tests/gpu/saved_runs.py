@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +128,13 @@ def save_beside_training(world: World, spec: str, folder: Path) -> tuple[Path, P
         run.step()
     run.save(folder / "at_once")
     saver = Saver(folder / "beside", run.config)
+    may_write = threading.Event()
+    saver._executor.submit(may_write.wait)  # its one thread writes when a step has been taken
     saver.save(run.model, run.optimizer, run.state, in_background=True)
     steps = 0
     while find_latest(folder / "beside") is None:
         run.step()
+        may_write.set()
         steps += 1
         if not saver.is_busy:
             saver.advance()
