@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+BENCH_ARGS ?=
 SOAK_ARGS ?=
 
 VENV_PYTHON := $(VENV)/bin/python
@@ -63,6 +64,28 @@ test-latest: setup  ## Unit and rank tests on Python 3.12 with the newest Megatr
 		MEGATRON_DNA_OLDER_PYTHON="$(abspath $(VENV_PYTHON))" $(MAKE) --no-print-directory test \
 			VENV=.venv-latest PYTHON="$(LATEST_PYTHON)" PYTEST_ARGS="tests/unit tests/dist $(PYTEST_ARGS)"; \
 	fi
+
+# An interpreter that has CUDA's torch, Transformer Engine and all else, where `make setup` cannot
+# install it (a machine without network); otherwise that of `make setup`.
+GPU_PYTHON ?=
+ON_GPU = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(GPU_PYTHON),$(VENV_PYTHON))
+
+.PHONY: gpu-python
+gpu-python: $(if $(GPU_PYTHON),,setup)
+ifneq ($(GPU_PYTHON),)
+	@$(ON_GPU) -c "import megatron_dna._core" 2>/dev/null || $(GPU_PYTHON) setup.py -q build_ext --inplace
+endif
+
+# A process for each file: a fault of the device in one does not spoil the others. 5: none chosen.
+.PHONY: test-gpu
+test-gpu: gpu-python  ## tests/gpu on this machine's GPU (GPU_PYTHON names another interpreter)
+	@status=0; for file in tests/gpu/test_*.py; do echo "== $$file"; \
+		$(ON_GPU) -m pytest -rs --timeout 240 $(PYTEST_ARGS) $$file || [ $$? -eq 5 ] || status=1; \
+	done; exit $$status
+
+.PHONY: bench-gpu
+bench-gpu: gpu-python  ## Training speed on this machine's GPU (BENCH_ARGS='--models 1b')
+	$(ON_GPU) -m benchmarks.gpu.run $(BENCH_ARGS)
 
 # The extension is built apart (build/sanitize) and found first; its runtime must load before all.
 SANITIZED = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) \

@@ -41,7 +41,9 @@ class DeferredWriter(FileSystemWriter):
             copy: take the tensors as they are during the call of `save`, so that they may change
                 before `write`.
         """
-        super().__init__(folder)
+        # All is in host memory by then: nothing to copy ahead. (torch would wait for CUDA's stream,
+        # and for that of another rank's device: a new thread begins with the first one.)
+        super().__init__(folder, per_thread_copy_ahead=0)
         self._copy = copy
         self._plan: SavePlan | None = None
         self._metadata: Metadata | None = None

@@ -46,8 +46,13 @@ def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int) -> int
     return -(-vocab_size // make_vocab_size_divisible_by) * make_vocab_size_divisible_by
 
 
-def transformer_config(config: Config) -> TransformerConfig:
-    """Megatron-Core's view of the options."""
+def transformer_config(config: Config, layer_spec: str = "local") -> TransformerConfig:
+    """Megatron-Core's view of the options.
+
+    Args:
+        config: the run's options.
+        layer_spec: `transformer_engine` rotates queries and keys in its one kernel, not in ten.
+    """
     model, parallel, train = config.model, config.parallel, config.train
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     local = [int(is_local_layer(model, layer)) for layer in range(model.num_layers)]
@@ -83,6 +88,9 @@ def transformer_config(config: Config) -> TransformerConfig:
         perform_initialization=False,  # see model/initialize.py
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
+        apply_rope_fusion=layer_spec == "transformer_engine",
+        # Transformer Engine overwrites the sum of gradients with those of the micro-batch that it
+        # saw first, whose backward pass comes last through segments.
         gradient_accumulation_fusion=False,
         **_fp8_options(config.fp8),
     )
@@ -336,7 +344,7 @@ def build_model(
     first = stage * layers_per_stage
     model = DnaBert(
         config.model,
-        transformer_config(config),
+        transformer_config(config, layer_spec),
         [make_layer(config.model, first + i) for i in range(layers_per_stage)],
         vocab_size,
         groups,

@@ -176,7 +176,11 @@ class LocalCoreAttention(torch.nn.Module):
         allowed = None if attention_mask is None else ~attention_mask
         if self.half_width is not None and self.half_width < seq_length - 1:
             window = _inside_window(seq_length, self.half_width, query.device)
-            allowed = window if allowed is None else allowed & window
+            if allowed is None:
+                allowed = window
+            else:
+                # Padding that sees no token sees itself: CUDA's kernels make NaN of an empty row.
+                allowed = (allowed & window) | _inside_window(seq_length, 0, query.device)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         return output.permute(2, 0, 1, 3).reshape(seq_length, micro_batch, -1)

@@ -222,4 +222,27 @@ class _CpuStandIn:
 
         parallel_random._get_cuda_rng_state = get_rng_state
         parallel_random._set_cuda_rng_state = set_rng_state
+        cls._use_torch_optimizers()
         _OnCpu().__enter__()  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _use_torch_optimizers() -> None:
+        """Where Transformer Engine or Apex is installed, Megatron-Core takes their CUDA kernels."""
+        from megatron.core import optimizer
+        from megatron.core.optimizer import clip_grads, distrib_optimizer
+        from megatron.core.optimizer import optimizer as mixed_precision
+        from megatron.core.utils import (
+            local_multi_tensor_applier,
+            local_multi_tensor_l2_norm,
+            local_multi_tensor_scale,
+        )
+
+        optimizer.SGD = torch.optim.SGD
+        for module in (optimizer, distrib_optimizer):
+            module.Adam = torch.optim.AdamW
+            module.USING_PYTORCH_OPTIMIZER = True
+        clip_grads.l2_norm_impl = local_multi_tensor_l2_norm
+        clip_grads.multi_tensor_scale_tensor_impl = None  # of 0.19
+        for module in (clip_grads, mixed_precision):
+            module.multi_tensor_applier = local_multi_tensor_applier
+            module.multi_tensor_scale_impl = local_multi_tensor_scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -85,7 +85,8 @@ def run_step(
     # Memory is made by the last stage.
     noise = noise if topology.is_last_stage else None
     step = _Step(model, token_lengths, forward_only, noise, count_correct)
-    windows = list(itertools.islice(batches, num_microbatches))
+    device = token_lengths.device
+    windows = [_on_device(batch, device) for batch in itertools.islice(batches, num_microbatches)]
     num_segments = windows[0].input_ids.shape[0]
     if num_segments == 1:
         get_forward_backward_func()(
@@ -99,9 +100,30 @@ def run_step(
         )
     else:
         _run_segments(step, windows, config, topology)
-    sums = step.sums if topology.counts_loss else torch.zeros_like(step.sums)
+    totals = step.totals()
+    sums = totals if topology.counts_loss else torch.zeros_like(totals)
     loss_sum, *counts = sum_over_world(sums).tolist()
     return StepResult(loss_sum, *(round(count) for count in counts))
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """`batch` with what the model reads on the device; counts and sample numbers stay."""
+    mask = batch.attention_mask
+    return replace(
+        batch,
+        input_ids=_send(batch.input_ids, device),
+        attention_mask=None if mask is None else _send(mask, device),
+        masked_positions=_send(batch.masked_positions, device),
+        labels=_send(batch.labels, device),
+        loss_mask=_send(batch.loss_mask, device),
+    )
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on the device, through page-locked memory: nobody waits for what is queued there."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 MemoryNoise = Callable[[Batch, int], Tensor]
@@ -124,20 +146,26 @@ class _Step:
         self.forward_only = forward_only
         self.noise = noise
         self.count_correct = count_correct
-        self.sums = torch.zeros(6, dtype=torch.float64, device=token_lengths.device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=token_lengths.device)
+        self.num_tokens = self.num_bases = 0
+
+    def totals(self) -> Tensor:
+        """What was counted, in the order of StepResult."""
+        read = torch.tensor([self.num_tokens, self.num_bases], dtype=torch.float64)
+        return torch.cat((self.sums, read.to(self.sums.device)))
 
     def forward(self, batch: Batch, segment: int, memory: Tensor | None) -> StageOutput:
         """The stage's output for `segment` of `batch`."""
-        device = self.token_lengths.device
         mask = batch.attention_mask
+        noise = None
         # What the last segment leaves is not used.
-        is_last = segment == len(batch.input_ids) - 1
-        noise = None if self.noise is None or is_last else self.noise(batch, segment).to(device)
+        if self.noise is not None and segment < len(batch.input_ids) - 1:
+            noise = _send(self.noise(batch, segment), self.sums.device)
         return self.model(
-            batch.input_ids[segment].to(device),
-            None if mask is None else mask[segment].to(device),
-            batch.masked_positions[segment].to(device),
-            None if self.forward_only else batch.labels[segment].to(device),
+            batch.input_ids[segment],
+            None if mask is None else mask[segment],
+            batch.masked_positions[segment],
+            None if self.forward_only else batch.labels[segment],
             memory=memory,
             noise=noise,
             predict=self.count_correct,
@@ -145,9 +173,7 @@ class _Step:
 
     def loss_sum(self, output: StageOutput, batch: Batch, segment: int) -> tuple[Tensor, Tensor]:
         """Sum of the segment's losses and number of its masked tokens; adds to the counts."""
-        device = self.token_lengths.device
-        labels = batch.labels[segment].to(device)
-        loss_mask = batch.loss_mask[segment].to(device)
+        labels, loss_mask = batch.labels[segment], batch.loss_mask[segment]
         losses, predictions = output.losses, output.predictions
         if output.logits is not None:
             losses = F.cross_entropy(
@@ -162,9 +188,9 @@ class _Step:
         num_masked = loss_mask.sum()
         masked_bases = (self.token_lengths[labels] * loss_mask).sum()
         counted = torch.stack((loss_sum.detach(), num_masked, correct.sum(), masked_bases))
-        self.sums[:4] += counted.double()
-        read = torch.stack((batch.num_tokens[segment].sum(), batch.num_bases[segment].sum()))
-        self.sums[4:] += read.to(device)
+        self.sums += counted.double()
+        self.num_tokens += int(batch.num_tokens[segment].sum())
+        self.num_bases += int(batch.num_bases[segment].sum())
         return loss_sum, num_masked.int()
 
     def megatron_forward_step(

@@ -16,6 +16,8 @@ class Gpu:
     """As the driver shows it, rounded down."""
     bf16_tflops: float
     """Dense peak of the tensor cores."""
+    fp8_tflops: float
+    """Dense peak of the tensor cores; 0 where they have no FP8."""
     fp32_tflops: float
     """Peak outside of the tensor cores (torch's default: no TF32)."""
     memory_tb_per_s: float
@@ -27,28 +29,26 @@ class Gpu:
     """Where the figures come from."""
 
     def peak_flops(self, precision: str) -> float:
-        """FLOPs a second at `bf16` or `fp32`."""
-        return 1e12 * (self.bf16_tflops if precision == "bf16" else self.fp32_tflops)
+        """FLOPs a second at `bf16`, `fp8` or `fp32`."""
+        known = {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp32": self.fp32_tflops}
+        return 1e12 * known[precision]
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100", 79, 312, 19.5, 2.039, 300, 25,
+        Gpu("a100", 79, 312, 0, 19.5, 2.039, 300, 25,
             "NVIDIA A100 80GB SXM data sheet; DGX A100: 8 x 200 Gb/s"),
-        Gpu("h100", 79, 989.4, 67, 3.35, 450, 50,
+        Gpu("h100", 79, 989.4, 1978.9, 67, 3.35, 450, 50,
             "NVIDIA H100 SXM data sheet; DGX H100: 8 x 400 Gb/s"),
-        Gpu("h200", 140, 989.4, 67, 4.8, 450, 50,
+        Gpu("h200", 140, 989.4, 1978.9, 67, 4.8, 450, 50,
             "NVIDIA H200 SXM data sheet; DGX H200: 8 x 400 Gb/s"),
-        Gpu("b200", 179, 2250, 75, 8.0, 900, 50,
+        Gpu("b200", 179, 2250, 4500, 75, 8.0, 900, 50,
             "NVIDIA HGX B200 data sheet; DGX B200: 8 x 400 Gb/s"),
     )
 }  # fmt: skip
 
 GPUS_PER_NODE = 8
-
-NO_FP8 = ("a100",)
-"""Those without tensor cores for FP8."""
 
 # What follows are assumptions, not measurements.
 USABLE_MEMORY = 0.9
@@ -78,7 +78,7 @@ def check_fp8(config: Config, gpu: Gpu) -> None:
     Raises:
         ConfigError: with key, value, rule and fix.
     """
-    if config.fp8.is_on and gpu.name in NO_FP8:
+    if config.fp8.is_on and not gpu.fp8_tflops:
         raise ConfigError(
             f"fp8.recipe ({config.fp8.recipe}) needs a GPU with FP8, and --gpu is {gpu.name}; "
             "set fp8.recipe to none"

@@ -29,7 +29,8 @@ def gather_main_grads(wrapped: Any, place: Topology) -> None:
 
 def local_pieces(model: Any, of: str) -> dict[str, list[Piece]]:
     """This rank's pieces of `of` (`main_grad`, `grad` or `data`) of every parameter."""
-    by_storage = {p.data_ptr(): getattr(p, of) for p in model.parameters()}
+    trained = (p for p in model.parameters() if p.requires_grad)
+    by_storage = {p.data_ptr(): getattr(p, of) for p in trained}
     pieces: dict[str, list[Piece]] = {}
     for entry in model.sharded_state_dict().values():
         if isinstance(entry, ShardedTensorFactory):

@@ -15,6 +15,7 @@ from megatron_dna.checkpoint.optimizer_state import get_step
 from megatron_dna.checkpoint.saving import save_checkpoint
 from megatron_dna.checkpoint.sharded import load_checkpoint
 from megatron_dna.checkpoint.state import TrainState
+from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.training.optimizer import describe_optimizer
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import BF16, PLAIN, SmallRun
@@ -56,6 +57,7 @@ FusedAdam.__module__ = "transformer_engine.pytorch.optimizers.fused_adam"
 
 def _start(overrides: list[str]) -> SmallRun:
     """A run as on a machine with Transformer Engine's Adam."""
+    setup_platform("cpu")  # puts torch's in its place
     for module in (megatron_optimizer, distrib_optimizer):
         module.Adam = FusedAdam  # type: ignore[attr-defined]
         module.USING_PYTORCH_OPTIMIZER = False  # type: ignore[attr-defined]
