@@ -95,7 +95,6 @@ class TrialStore:
         found = []
         for trial in self._all():
             if trial.state == TrialState.RUNNING:
-                self.study.sampler = self._make_sampler(trial.number)
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(
                     study_id, trial.number
                 )
@@ -107,19 +106,23 @@ class TrialStore:
         begun = self.count(*(state for state in TrialState if state != TrialState.WAITING))
         if begun >= self._sweep.num_trials:
             return None
-        self.study.sampler = self._make_sampler(begun)
         return self.study.ask()
 
     def values(self, trial: optuna.Trial) -> dict[str, Value]:
         """Its parameters; those that it does not have yet are drawn."""
-        return {parameter.name: parameter.suggest(trial) for parameter in self._sweep.parameters}
+        values = {}
+        for place, parameter in enumerate(self._sweep.parameters):
+            self.study.sampler = self._make_sampler(trial.number, place)
+            values[parameter.name] = parameter.suggest(trial)
+        return values
 
-    def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """One for each trial: what it draws does not depend on when the sweep was interrupted."""
-        state = np.random.SeedSequence([self._sweep.options.seed, number]).generate_state(1)
+    def _make_sampler(self, number: int, place: int) -> optuna.samplers.BaseSampler:
+        """One for each draw: what it gives does not depend on when the sweep was interrupted."""
+        seeds = np.random.SeedSequence([self._sweep.options.seed, number, place])
+        seed = int(seeds.generate_state(1)[0])
         if self._sweep.options.sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=int(state[0]))
-        return optuna.samplers.RandomSampler(seed=int(state[0]))
+            return optuna.samplers.TPESampler(seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
 
     def report(self, trial: optuna.Trial, iteration: int, value: float, tokens: int) -> None:
         """Record an evaluation."""
