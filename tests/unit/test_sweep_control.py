@@ -12,19 +12,21 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.sweep import report
 from megatron_dna.sweep.control import Controller, TrialError
 from megatron_dna.sweep.runners import CANCELLED, LocalRunner, Slot, divide, parse_numbers
-from megatron_dna.sweep.space import Value
+from megatron_dna.sweep.space import Choice, Value
 from megatron_dna.sweep.spec import Sweep, read_sweep
 from megatron_dna.sweep.store import TrialStore, load_study
 from megatron_dna.training.signals import StopRequest
@@ -82,6 +84,18 @@ class Runs:
         pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _unsynced() -> Iterator[None]:
+    """SQLite does not wait for the disk: what is killed here is no machine."""
+
+    def relax(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", relax)
+    yield
+    event.remove(Engine, "connect", relax)
+
+
 @pytest.fixture
 def make_sweep(tmp_path: Path) -> Callable[..., Sweep]:
     """Makes sweeps of four iterations a trial in tmp_path/out."""
@@ -136,7 +150,7 @@ def test_a_grid_is_tried_in_order(make_sweep: Callable[..., Sweep]) -> None:
     assert _run(sweep, Runs(trial_0000=[Killed])), "there is nothing left to start"
 
 
-@pytest.mark.parametrize("killed_at", range(4))
+@pytest.mark.parametrize("killed_at", [0, 2])
 def test_a_killed_sweep_goes_on(make_sweep: Callable[..., Sweep], killed_at: int) -> None:
     """If not, finished trials are paid for twice, or one that ran is lost or gets other options."""
     sweep = make_sweep()
@@ -160,29 +174,29 @@ SPACE = {
 }
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize(("sampler", "count"), [("random", 3), ("tpe", 11)])
 def test_sampling_does_not_depend_on_interruptions(
-    make_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch, sampler: str
+    make_sweep: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch, sampler: str, count: int
 ) -> None:
     """Killed between two draws of a trial, and given more trials, it ends as an unbroken sweep."""
-    sweep = make_sweep(SPACE, sampler=sampler, trials=12)
-    drawn = TrialStore.values
+    sweep = make_sweep(SPACE, "train.train_iters=1", sampler=sampler, trials=count)
+    suggest = Choice.suggest
 
-    def draw_one_and_die(self: TrialStore, trial: Any) -> dict[str, Value]:
-        if trial.number == 11:
-            sweep.parameters[0].suggest(trial)
+    def suggest_or_die(self: Choice, trial: Any) -> Value:
+        if trial.number == count - 1:
             raise Killed
-        return drawn(self, trial)
+        return suggest(self, trial)
 
-    monkeypatch.setattr(TrialStore, "values", draw_one_and_die)
+    monkeypatch.setattr(Choice, "suggest", suggest_or_die)  # the last of the three
     with pytest.raises(Killed):
         _run(sweep, Runs())
     monkeypatch.undo()
-    assert _states(sweep) == ["COMPLETE"] * 11 + ["RUNNING"]
-    more = make_sweep(SPACE, sampler=sampler, trials=13)
+    assert _states(sweep) == ["COMPLETE"] * (count - 1) + ["RUNNING"]
+    assert len(_trials(sweep)[-1].params) == 2
+    more = make_sweep(SPACE, "train.train_iters=1", sampler=sampler, trials=count + 1)
     assert _run(more, Runs())
     result = _result(more)
-    assert len({str(trial[2]) for trial in result}) > 10, "draws repeat themselves"
+    assert len({str(trial[2]) for trial in result}) == count + 1, "draws repeat themselves"
     shutil.rmtree(sweep.folder)
     _run(more, Runs())
     assert result == _result(more)
@@ -360,7 +374,7 @@ def test_shares() -> None:
 
 def test_reports_need_the_database_only(make_sweep: Callable[..., Sweep], tmp_path: Path) -> None:
     """The table has the best first; the parameter that decides is the important one."""
-    parameters = {"train.seed": {"values": [1, 2, 3]}, **GRID}
+    parameters = {"train.seed": {"values": [1, 2]}, **GRID}
     sweep = make_sweep(parameters)
     _run(sweep, Runs(trial_0004=[3]))
     for folder in sweep.folder.glob("trial_*"):
@@ -381,6 +395,6 @@ def test_reports_need_the_database_only(make_sweep: Callable[..., Sweep], tmp_pa
     assert shares["optimizer.lr"] > 0.9
     page = (sweep.folder / "report.md").read_text()
     assert "Best: trial 0, valid/bits_per_base 1.2500 with" in page
-    assert page.count("\n| ") == 1 + 12 + 1 + 1 + 2 + 1  # both tables, their rules included
+    assert page.count("\n| ") == 1 + 8 + 1 + 1 + 2 + 1  # both tables, their rules included
     for name in ("loss.png", "parameters.png"):
         assert (sweep.folder / name).read_bytes().startswith(b"\x89PNG")
