@@ -38,7 +38,7 @@ def _sweep(slurm: Slurm, folder: Path) -> None:
                f"train.output_dir={out}", *options]  # fmt: skip
     environment = slurm.environment | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     with start(command, folder / "log", script="tools/sweep.py", **environment) as first:
-        first.wait_for(lambda: iteration(trials[0]) >= 10)
+        first.wait_for(lambda: iteration(trials[0]) >= 20)
         os.kill(first.process.pid, signal.SIGKILL)
         first.wait()
     (trial,) = slurm.jobs()

@@ -33,8 +33,8 @@ def write_sweep(path: Path, choices: dict[str, dict[str, float]], startup_trials
 
 def run_options(folder: Path) -> list[str]:
     """Options of the trials, which train and save within seconds."""
-    return [*write_data(folder), "train.train_iters=300", "train.eval_interval=50",
-            "logging.log_interval=50", "checkpoint.save_interval=10", "checkpoint.keep_last=2"]  # fmt: skip
+    often = ["train.eval_interval=40", "logging.log_interval=40", "checkpoint.save_interval=20"]
+    return [*write_data(folder), "train.train_iters=120", "checkpoint.keep_last=2", *often]
 
 
 def iteration(folder: Path) -> int:
@@ -44,7 +44,7 @@ def iteration(folder: Path) -> int:
 
 
 def test_a_killed_sweep_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    """SIGKILL takes the trial along; the same command keeps what is finished and resumes the rest."""
+    """SIGKILL takes the trial along; the same command keeps what is done and resumes the rest."""
     sweep, out = tmp_path / "sweep.yaml", tmp_path / "out"
     write_sweep(sweep, {"good": GOOD, "fair": FAIR, "bad": BAD}, startup_trials=2)
     options = run_options(tmp_path)
@@ -57,7 +57,7 @@ def test_a_killed_sweep_ends_as_an_unbroken_one(tmp_path: Path) -> None:
         assert len(family) == 3
         os.kill(first.process.pid, signal.SIGKILL)
         wait_for(lambda: not any(map(is_alive, family)))
-    assert 20 <= iteration(trials[1]) < 300, "it was to be killed in the midst of the trial"
+    assert 20 <= iteration(trials[1]) < 120, "it was to be killed in the midst of the trial"
     before = (trials[0] / "run.log").read_text(), (trials[0] / "metrics.jsonl").read_text()
     done = run_python("tools/sweep.py", *command)
     assert done.returncode == 0, done.stderr
@@ -79,9 +79,9 @@ def test_a_killed_sweep_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     _, *rows = table(load_study(out))
     finals = [read_records(trial / "metrics.jsonl")[-1]["valid/bits_per_base"] for trial in trials]
     assert [row[:5] for row in rows] == [
-        ["0", "complete", "good", f"{finals[0]:.4f}", "300"],
-        ["1", "complete", "fair", f"{finals[1]:.4f}", "300"],
-        ["2", "pruned", "bad", rows[2][3], "50"],
+        ["0", "complete", "good", f"{finals[0]:.4f}", "120"],
+        ["1", "complete", "fair", f"{finals[1]:.4f}", "120"],
+        ["2", "pruned", "bad", rows[2][3], "40"],
     ]
     assert float(rows[2][3]) > finals[1] > finals[0]
     for line in (out / "report.md", out / "trials.csv"):
