@@ -14,9 +14,10 @@ from megatron_dna.sweep.store import load_study
 from megatron_dna.training.metrics import read_records
 from tests.dist.whole_runs import start
 from tests.integration.slurm import Slurm, slurm_cluster
-from tests.integration.test_sweep import BAD, GOOD, iteration, run_options, write_sweep
+from tests.integration.test_sweep import BAD, GOOD, run_options, write_sweep
 
-LONG = GOOD | {"train.train_iters": 1500}
+LONG = GOOD | {"train.train_iters": 800, "checkpoint.save_interval": 400}
+"""Too long to be done between two commands, after which it is held."""
 
 
 def test_trials_outlive_their_sweep(
@@ -38,11 +39,12 @@ def _sweep(slurm: Slurm, folder: Path) -> None:
                f"train.output_dir={out}", *options]  # fmt: skip
     environment = slurm.environment | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     with start(command, folder / "log", script="tools/sweep.py", **environment) as first:
-        first.wait_for(lambda: iteration(trials[0]) >= 20)
+        first.wait_for(lambda: read_records(trials[0] / "metrics.jsonl"))
         os.kill(first.process.pid, signal.SIGKILL)
         first.wait()
     (trial,) = slurm.jobs()
     assert (trial["JobName"], trial["JobState"]) == ("small-0000", "RUNNING")
+    slurm.run("scontrol", "suspend", trial["JobId"])
     job = slurm.run(
         "sbatch", "--parsable", f"--output={folder}/job.log", "slurm/sweep.sbatch", *options,
         CONFIG=recipe, SWEEP=sweep, OUT=out, TRIAL=share, PYTHON=sys.executable, OMP_NUM_THREADS=1,
@@ -58,15 +60,17 @@ def _sweep(slurm: Slurm, folder: Path) -> None:
         slurm.wait(lambda jobs: text in log() or own(jobs)["JobState"] == "FAILED")
         assert text in log(), log()
 
-    wait_for(f"trial_0000: still there as job {trial['JobId']}")
+    found = f"trial_0000: still there as job {trial['JobId']}"
+    wait_for(found)
     slurm.run("scancel", "--signal=USR1", "--batch", job)  # as 120 s before the time limit
-    slurm.wait(lambda jobs: own(jobs)["Restarts"] == "1" or own(jobs)["JobState"] == "FAILED")
+    slurm.wait(lambda jobs: log().count(found) == 2 or own(jobs)["JobState"] == "FAILED")
+    slurm.run("scontrol", "resume", trial["JobId"])
     slurm.wait(lambda jobs: own(jobs)["JobState"] in ("COMPLETED", "FAILED"))
     assert own(slurm.jobs())["JobState"] == "COMPLETED", log()
     _, *rows = table(load_study(out))
     last = read_records(trials[0] / "metrics.jsonl")[-1]["valid/bits_per_base"]
     assert [row[:3] for row in rows] == [["0", "complete", "good"], ["1", "pruned", "bad"]]
-    assert rows[0][3:5] == [f"{last:.4f}", "1500"]
+    assert rows[0][3:5] == [f"{last:.4f}", "800"]
     states = {entry["JobName"]: (entry["JobState"], entry["Restarts"]) for entry in slurm.jobs()}
     assert states == {
         "small-0000": ("COMPLETED", "0"), "small-0001": ("CANCELLED", "0"),
