@@ -65,7 +65,12 @@ def _sweep(slurm: Slurm, folder: Path) -> None:
     slurm.run("scancel", "--signal=USR1", "--batch", job)  # as 120 s before the time limit
     slurm.wait(lambda jobs: log().count(found) == 2 or own(jobs)["JobState"] == "FAILED")
     slurm.run("scontrol", "resume", trial["JobId"])
-    slurm.wait(lambda jobs: own(jobs)["JobState"] in ("COMPLETED", "FAILED"))
+    slurm.wait(
+        lambda jobs: (
+            own(jobs)["JobState"] in ("COMPLETED", "FAILED")
+            or any(entry["JobName"] == "small-0001" and entry["Restarts"] != "0" for entry in jobs)
+        )
+    )
     assert own(slurm.jobs())["JobState"] == "COMPLETED", log()
     _, *rows = table(load_study(out))
     last = read_records(trials[0] / "metrics.jsonl")[-1]["valid/bits_per_base"]
