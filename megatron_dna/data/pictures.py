@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from megatron_dna.data.inspect import Dataset, Origin, Share
+if TYPE_CHECKING:
+    from megatron_dna.data.inspect import Dataset, Origin, Share
 
 MAX_CONTIGS = 24
 """Contigs that are drawn: those with the most tokens."""

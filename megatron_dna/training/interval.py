@@ -65,6 +65,7 @@ def interval_metrics(
         **{name: value for name, value in means.items() if math.isfinite(value)},
         "train/lr": rate,
         "train/consumed_samples": state.consumed_samples,
+        "train/consumed_tokens": state.consumed_tokens,
         **rates,
     }
     if interval.num_predicted:

@@ -254,7 +254,7 @@ class Trainer:
             record["valid/accuracy"], record["valid/bits_per_base"],
         )  # fmt: skip
         self._stage_is_new |= self.curriculum.after_evaluation(record)
-        return record
+        return record | {"train/consumed_tokens": self.state.consumed_tokens}
 
     def _save(self, in_background: bool = False) -> None:
         self.watchdog.tick("saving")
