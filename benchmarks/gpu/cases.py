@@ -8,9 +8,9 @@ from pathlib import Path
 
 from megatron_dna.config import Config, load_config
 from megatron_dna.parallel.schedule import SegmentSchedule
-from megatron_dna.planning.compute import segment_flops
 from megatron_dna.planning.gpus import GPUS, Gpu
 from megatron_dna.planning.memory import stage_memory
+from megatron_dna.training.flops import find_module, segment_flops
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST = "largest"
@@ -201,11 +201,5 @@ def positions_of(config: Config) -> int:
 
 
 def find_gpu_of(device_name: str) -> Gpu | None:
-    """The planner's entry for a device; None where its peak is not known.
-
-    PCIe and NVL boards have lower peaks than the SXM modules in the planner's table.
-    """
-    words = device_name.lower().replace("-", " ").split()
-    if "pcie" in words or "nvl" in words:
-        return None
-    return next((gpu for name, gpu in GPUS.items() if name in words), None)
+    """The planner's entry for a device; None where its peak is not known."""
+    return GPUS.get((find_module(device_name) or "").lower())

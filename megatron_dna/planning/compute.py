@@ -1,4 +1,4 @@
-"""FLOPs of a model, and seconds of a stage's work on one segment: a roofline."""
+"""Seconds of a stage's work on one segment: a roofline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_dna.config import Config
 from megatron_dna.model.encoder import padded_vocab_size
-from megatron_dna.model.layers import is_fp8_layer, is_local_layer
+from megatron_dna.model.layers import is_fp8_layer
 from megatron_dna.planning.gpus import (
     ATTENTION_EFFICIENCY,
     FP8_SPEEDUP,
@@ -17,31 +17,10 @@ from megatron_dna.planning.gpus import (
 )
 from megatron_dna.planning.links import Link
 from megatron_dna.training.activations import item_bytes
+from megatron_dna.training.flops import attended_tokens
 
 LAYER_LAUNCHES = 25
 """Operations that a layer launches in the forward pass; twice as many in the backward pass."""
-
-
-def attended_tokens(config: Config, layer: int) -> int:
-    """Keys that a query of `layer` sees."""
-    if is_local_layer(config.model, layer):
-        return min(config.seq_length, config.model.local_attention + 1)
-    return config.seq_length
-
-
-def segment_flops(config: Config, vocab_size: int) -> float:
-    """FLOPs of the forward pass of one segment of one sample, through the whole model.
-
-    Two a multiply-add; matrix products and attention, as is usual for MFU. Memory tokens count,
-    recomputation does not.
-    """
-    model, length = config.model, config.seq_length
-    width = model.hidden_size
-    matrices = model.num_layers * (4 * width**2 + 3 * width * model.ffn_hidden_size)
-    attended = sum(attended_tokens(config, layer) for layer in range(model.num_layers))
-    padded_vocab = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
-    head = width**2 + width * padded_vocab
-    return 2 * (length * (matrices + 2 * width * attended) + config.num_masked_tokens * head)
 
 
 @dataclass(frozen=True)

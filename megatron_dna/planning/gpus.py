@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_dna.config import Config, ConfigError
+from megatron_dna.training.flops import PEAK_TFLOPS
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100", 79, 312, 0, 19.5, 2.039, 300, 25,
+        Gpu("a100", 79, PEAK_TFLOPS["A100"], 0, 19.5, 2.039, 300, 25,
             "NVIDIA A100 80GB SXM data sheet; DGX A100: 8 x 200 Gb/s"),
-        Gpu("h100", 79, 989.4, 1978.9, 67, 3.35, 450, 50,
+        Gpu("h100", 79, PEAK_TFLOPS["H100"], 1978.9, 67, 3.35, 450, 50,
             "NVIDIA H100 SXM data sheet; DGX H100: 8 x 400 Gb/s"),
-        Gpu("h200", 140, 989.4, 1978.9, 67, 4.8, 450, 50,
+        Gpu("h200", 140, PEAK_TFLOPS["H200"], 1978.9, 67, 4.8, 450, 50,
             "NVIDIA H200 SXM data sheet; DGX H200: 8 x 400 Gb/s"),
-        Gpu("b200", 179, 2250, 4500, 75, 8.0, 900, 50,
+        Gpu("b200", 179, PEAK_TFLOPS["B200"], 4500, 75, 8.0, 900, 50,
             "NVIDIA HGX B200 data sheet; DGX B200: 8 x 400 Gb/s"),
     )
 }  # fmt: skip

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from megatron_dna.config import Config
 from megatron_dna.parallel.schedule import SegmentSchedule
-from megatron_dna.planning.compute import StageClock, Tick, segment_flops
+from megatron_dna.planning.compute import StageClock, Tick
 from megatron_dna.planning.gpus import MEMORY_EFFICIENCY, USABLE_MEMORY, Gpu, check_fp8
 from megatron_dna.planning.links import Link
 from megatron_dna.planning.memory import StageMemory, stage_memory, weight_bytes
 from megatron_dna.planning.parameters import stage_parameters, total_parameters
 from megatron_dna.training.activations import item_bytes
+from megatron_dna.training.flops import segment_flops
 from megatron_dna.validation import data_parallel_size, validate
 
 

@@ -13,11 +13,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_dna.config import Config, ConfigError
+from megatron_dna.training.flops import PEAK_TFLOPS, find_module, segment_flops
 
 logger = logging.getLogger(__name__)
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12}
-"""Dense BF16 FLOP/s by a word of the device's name. Source: NVIDIA's data sheets (SXM)."""
 
 
 class Metrics:
@@ -91,33 +89,6 @@ def _start_wandb(project: str, output_dir: Path) -> Any:
     return wandb.init(project=project, dir=str(output_dir), resume="allow", id=output_dir.name)
 
 
-def flops_per_segment(config: Config, vocab_size: int) -> float:
-    """Model FLOPs of a training step (forward and backward) for one segment of one sample.
-
-    A multiply-add counts as two, the backward pass as twice the forward. Counted are the matrix
-    products: projections, GeGLU, attention (within the window only in local layers), and the head
-    on the k masked positions. Recomputation is not counted.
-    """
-    model, seq = config.model, config.seq_length
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    dense = 2 * seq * (4 * hidden * hidden + 3 * hidden * ffn)
-    num_global = -(-model.num_layers // model.global_attn_every_n_layers)
-    num_local = model.num_layers - num_global
-    local_span = min(seq, model.local_attention + 1)
-    attention = 4 * seq * hidden * (num_global * seq + num_local * local_span)
-    head = 2 * config.num_masked_tokens * (hidden * hidden + hidden * vocab_size)
-    forward = model.num_layers * dense + attention + head
-    return 3.0 * forward
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense BF16 FLOP/s of the device, where known."""
-    for word in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if word in device_name:
-            return PEAK_FLOPS[word]
-    return None
-
-
 def throughput(
     config: Config,
     vocab_size: int,
@@ -130,13 +101,14 @@ def throughput(
     seconds: float,
 ) -> dict[str, float]:
     """Rates over `seconds` of training, for the whole run except TFLOP/s and MFU: a device."""
-    flops_per_second = flops_per_segment(config, vocab_size) * num_segments / seconds / world_size
+    flops = 3 * segment_flops(config, vocab_size) * num_segments
+    flops_per_second = flops / seconds / world_size
     rates = {
         "train/tokens_per_second": num_tokens / seconds,
         "train/bases_per_second": num_bases / seconds,
         "train/tflops_per_device": flops_per_second / 1e12,
     }
-    peak = peak_flops(device_name)
-    if peak is not None:
-        rates["train/mfu"] = flops_per_second / peak
+    module = find_module(device_name)
+    if module is not None:
+        rates["train/mfu"] = flops_per_second / (1e12 * PEAK_TFLOPS[module])
     return rates

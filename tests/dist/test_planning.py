@@ -16,12 +16,12 @@ from megatron_dna.config import Config, Fp8Config, load_config
 from megatron_dna.data.loader import Batch
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.parallel.step import run_step
-from megatron_dna.planning.compute import attended_tokens, segment_flops
 from megatron_dna.planning.dry_run import DryRun, dry_run, state_bytes
 from megatron_dna.planning.memory import stage_memory
 from megatron_dna.planning.parameters import stage_parameters, total_parameters
 from megatron_dna.planning.saved import SavedBytes
 from megatron_dna.training.activations import segment_bytes
+from megatron_dna.training.flops import attended_tokens, segment_flops
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import PLAIN, PP, SP, TP, VOCAB, SmallRun
 

@@ -13,10 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from megatron_dna.config import load_config
+from megatron_dna.training.flops import find_module, segment_flops
 from megatron_dna.training.metrics import (
     Metrics,
-    flops_per_segment,
-    peak_flops,
     read_records,
     throughput,
 )
@@ -82,7 +81,7 @@ def test_flops_equal_torchs_count(every: int):
         hidden = torch.zeros(1, config.num_masked_tokens, 64)
         oracle.decoder(oracle.head(hidden))
     forward = encoder.get_total_flops() + head.get_total_flops()
-    assert flops_per_segment(config, vocab) == 3 * forward
+    assert segment_flops(config, vocab) == forward
 
 
 def test_throughput_and_mfu():
@@ -91,11 +90,12 @@ def test_throughput_and_mfu():
         config, 4096, "NVIDIA H100 80GB HBM3", 2,
         num_segments=10, num_tokens=5000, num_bases=30000, seconds=2.0,
     )  # fmt: skip
-    flops = flops_per_segment(config, 4096) * 10 / 2.0 / 2
+    flops = 3 * segment_flops(config, 4096) * 10 / 2.0 / 2
     assert rates["train/tokens_per_second"] == 2500
     assert rates["train/bases_per_second"] == 15000
-    assert rates["train/mfu"] == pytest.approx(flops / 989e12)
-    assert peak_flops("CPU, 1 threads a process") is None
+    assert rates["train/mfu"] == pytest.approx(flops / 989.4e12)
+    for name in ("CPU, 1 threads a process", "NVIDIA H100 PCIe", "NVIDIA H100 NVL"):
+        assert find_module(name) is None
 
 
 def test_loss_plot(tmp_path: Path):
