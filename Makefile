@@ -2,10 +2,12 @@
 #
 # PYTHON  the interpreter that the virtual environment is made from (3.10 or newer)
 # VENV    where the virtual environment lies; set-up happens once and again when its inputs change
+# TEST_WORKERS  processes that share the tests, file by file
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
@@ -51,7 +53,7 @@ recall: setup  ## Test what memory holds: train 3 seeds a variant, ask after 7 t
 
 .PHONY: test
 test: setup  ## The whole test suite (PYTEST_ARGS='-k name' picks tests)
-	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # The newest Megatron-Core that constraints.txt has; it needs Python 3.12.
 LATEST_PYTHON ?= $(shell bash tools/find_python.sh 3.12)
@@ -101,7 +103,7 @@ sanitized-core: setup
 .PHONY: test-sanitize
 test-sanitize: sanitized-core  ## The C++ core's tests under AddressSanitizer and UBSan
 	$(SANITIZED) PYTHONPATH=build/sanitize $(VENV)/bin/pytest --import-mode=append \
-		-p no:cacheprovider $(CORE_TESTS) $(PYTEST_ARGS)
+		-n $(TEST_WORKERS) --dist loadfile -p no:cacheprovider $(CORE_TESTS) $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: sanitized-core  ## Random input for the C++ core and the .idx reader, 60 s, under both

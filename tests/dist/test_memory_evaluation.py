@@ -43,6 +43,9 @@ class Notebook(torch.nn.Module):
         self.ddp_config = SimpleNamespace(overlap_param_gather=False)
         self.segments_seen = 0
 
+    def set_is_first_microbatch(self) -> None:
+        """Part of Megatron-Core's modules; there is no FP8 here."""
+
     def forward(self, ids: Tensor, mask: None, positions: Tensor, memory: Tensor | None) -> Any:
         """Write down what follows WRITE (6), answer with what is written."""
         self.segments_seen += 1
