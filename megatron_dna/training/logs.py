@@ -35,3 +35,5 @@ def quiet_libraries() -> None:
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         for module in (r"megatron\.core", r"torch", r"megatron_dna\.parallel\.platform"):
             warnings.filterwarnings("ignore", category=category, module=module)
+    # Megatron-Core 0.19 loads it, and it says so where there is a CUDA toolkit but no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

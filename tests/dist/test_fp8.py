@@ -73,6 +73,10 @@ def _run(overrides: list[str]) -> tuple[list[int], list[int], list[int], list[bo
     watched = _Watched()
     transformer_block.get_fp8_context = watched.context
     transformer_block.te_checkpoint = _checkpoint
+    with contextlib.suppress(ImportError):  # where Megatron-Core 0.19 has it
+        from megatron.core import recompute
+
+        recompute.te_checkpoint = _checkpoint
     run = SmallRun.start([*SHAPE, *overrides])
     layer = run.model.module.decoder.layers[0]
     layer.is_first_microbatch = True
