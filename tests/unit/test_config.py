@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,36 @@ def test_bad_values_name_key_value_and_rule(valid_overrides: list[str], override
     assert value in message or value.startswith("[")
     for word in BAD[override]:
         assert word in message
+
+
+MAY_BE_ZERO = {
+    "memory.num_mem_tokens", "memory.noise_std", "memory.noise_start", "memory.noise_ramp_iters",
+    "data.num_workers", "train.eval_interval", "train.loss_spike_factor", "train.max_skipped_steps",
+    "fp8.num_layers_at_start_in_bf16", "fp8.num_layers_at_end_in_bf16", "optimizer.weight_decay",
+    "optimizer.adam_beta1", "optimizer.adam_beta2", "optimizer.clip_grad",
+    "scheduler.lr_warmup_iters", "scheduler.min_lr", "checkpoint.save_interval",
+    "checkpoint.keep_last", "checkpoint.keep_every",
+}  # fmt: skip
+MAY_BE_NEGATIVE = {"memory.bptt_depth": -2, "data.seed": None, "train.seed": None}  # -1 is all
+
+
+def test_every_number_has_a_lowest_value():
+    """An option without one fails somewhere inside, hours after the queue, or not at all."""
+    config = load_config(None, ["data.kind=recall"])
+    validate(config, world_size=1)
+    count = 0
+    for section in dataclasses.fields(config):
+        options = getattr(config, section.name)
+        for option in dataclasses.fields(options):
+            key = f"{section.name}.{option.name}"
+            lowest = MAY_BE_NEGATIVE.get(key, -1 if key in MAY_BE_ZERO else 0)
+            if option.type.removesuffix(" | None") not in ("int", "float") or lowest is None:
+                continue
+            bad = dataclasses.replace(options, **{option.name: lowest})
+            with pytest.raises(ConfigError, match=rf"^{re.escape(key)} \({lowest}\) .*; "):
+                validate(dataclasses.replace(config, **{section.name: bad}), world_size=1)
+            count += 1
+    assert count >= 45
 
 
 def test_a_good_configuration_passes(valid_overrides: list[str]):
