@@ -62,7 +62,7 @@ def publish(
     """Write the manifest, give the folder its final name, then move `latest` to it.
 
     Args:
-        temporary: the folder that `begin` made, with all files in it and on disk.
+        temporary: the folder that `begin` made, with all files in it.
         iteration: optimizer steps behind the checkpoint.
         files: what the manifest is to say of each file.
         about: further facts for the manifest (versions).
@@ -72,12 +72,12 @@ def publish(
     """
     root = temporary.parent
     write_text(temporary / MANIFEST, manifest_text(iteration, files, about))
-    for folder in {temporary, *(path for path in temporary.rglob("*") if path.is_dir())}:
-        _sync_folder(folder)
+    for path in (*temporary.rglob("*"), temporary):  # Megatron-Core and torch leave some to the OS
+        _sync(path)
     final = root / folder_name(iteration)
     replaced = _set_aside(final) if final.exists() else None
     temporary.rename(final)
-    _sync_folder(root)
+    _sync(root)
     set_latest(final)
     if replaced is not None:
         shutil.rmtree(replaced)
@@ -89,7 +89,7 @@ def set_latest(folder: Path) -> None:
     pointer = folder.parent / f".tmp_{LATEST}"
     write_text(pointer, folder.name + "\n")
     pointer.replace(folder.parent / LATEST)
-    _sync_folder(folder.parent)
+    _sync(folder.parent)
 
 
 def remove(folder: Path) -> None:
@@ -103,7 +103,7 @@ def _set_aside(folder: Path) -> Path:
     if doomed.exists():
         shutil.rmtree(doomed)
     folder.rename(doomed)
-    _sync_folder(folder.parent)
+    _sync(folder.parent)
     return doomed
 
 
@@ -207,9 +207,9 @@ def _read_latest(root: Path) -> Path | None:
     return folder if _FOLDER.fullmatch(name) and folder.is_dir() else None
 
 
-def _sync_folder(folder: Path) -> None:
-    """See the names in a folder onto the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """See a file's content, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

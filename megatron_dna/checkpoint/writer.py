@@ -7,7 +7,6 @@ tensor is in memory at a time.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,10 +90,7 @@ def add_plain_files(temporary: Path, state: TrainState, config: Config) -> list[
     folders.write_text(temporary / CONFIG, to_yaml(config))
     folders.write_text(temporary / TRAIN_STATE, json.dumps(state.to_dict(), indent=1) + "\n")
     if not (temporary / COMMON).exists():  # Megatron-Core 0.19 has another place for it
-        with (temporary / COMMON).open("wb") as stream:
-            torch.save({}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        torch.save({}, temporary / COMMON)
     return list_files(temporary)
 
 

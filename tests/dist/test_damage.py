@@ -161,6 +161,34 @@ def test_a_full_disk_during_a_save_loses_nothing(tmp_path: Path, moment: str, in
     assert found == "iter_0000001"
 
 
+def _synced_before_the_name(root: str) -> tuple[set[str], set[str]]:
+    """Names in a checkpoint, and those that were seen onto the disk before it got its own."""
+    run = SmallRun.start([])
+    synced: set[str] = set()
+    before: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        before.update(synced)
+        return rename(path, target)
+
+    os.fsync, Path.rename = note_fsync, note_rename  # type: ignore[method-assign, assignment]
+    folder = save_checkpoint(root, run.model, run.optimizer, TrainState(1), run.config)
+    assert {folder.parent.name, ".tmp_latest"} <= synced - before
+    return {*list_files(folder), "manifest.json", f".tmp_{folder.name}"}, before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
+def test_all_bytes_are_on_the_disk_before_a_checkpoint_has_its_name(tmp_path: Path):
+    """If not, a machine that loses its power has a checkpoint of empty files, and no other."""
+    ((files, synced),) = run_ranks(_synced_before_the_name, 1, str(tmp_path))
+    assert files <= synced
+
+
 def _find(root: str) -> str:
     found = find_verified(root)
     assert found is not None

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -86,10 +84,11 @@ def test_latest_can_point_back(tmp_path: Path):
 
 def test_changed_content_is_found(tmp_path: Path):
     """If not, a flipped bit would train on in silence."""
-    folder = _write(tmp_path, 10)
+    content = bytes(2**20)
+    folder = _write(tmp_path, 10, content + b"tensors")
     record = manifest.check_sizes(folder)["data"]
     manifest.check_digest(folder, "data", record)
-    (folder / "data").write_bytes(b"tensorz")
+    (folder / "data").write_bytes(content + b"tensorz")
     with pytest.raises(CheckpointError, match=r"data is not what was written"):
         manifest.check_digest(folder, "data", record)
 
@@ -113,16 +112,11 @@ def test_keep_every(tmp_path: Path):
     assert kept == [20, 40, 45]
 
 
-@pytest.mark.parametrize("moment", ["rename", "replace", "rmtree", "fsync"])
-def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, moment: str):
-    """Killed (SIGKILL) at each call that changes the folder: `latest` is complete throughout."""
-    _write(tmp_path, 10)
-    program = textwrap.dedent(
-        """
-        import os, pathlib, shutil, signal, sys
-        from megatron_dna.checkpoint import folders, manifest
-        moment, after, root = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-        owner = {"rmtree": shutil, "fsync": os}.get(moment, pathlib.Path)
+def _is_killed_at(moment: str, after: int, root: Path) -> bool:
+    """Save and prune in a child that dies at a call of `moment` that `after` others preceded."""
+    child = os.fork()
+    if child == 0:
+        owner = {"rmtree": shutil, "fsync": os, "unlink": os}.get(moment, Path)
         original, calls = getattr(owner, moment), []
 
         def die(*args, **kwargs):
@@ -132,30 +126,48 @@ def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(tmp_path: Path, 
             return original(*args, **kwargs)
 
         setattr(owner, moment, die)
-        temporary = folders.begin(root, 20)
-        (temporary / "data").write_bytes(b"tensors")
-        files = {"data": manifest.record_file(temporary / "data")}
-        folders.publish(temporary, 20, files, {})
-        folders.prune(root, 1)
-        """
-    )
-    for after in range(20):
-        outcome = subprocess.run(
-            [sys.executable, "-c", program, moment, str(after), str(tmp_path)],
-            cwd=Path(__file__).parents[2],
-            check=False,
-            env=os.environ | {"PYTHONPATH": "."},
-        )
-        latest = folders.find_latest(tmp_path)
+        try:
+            _write(root, 20)
+            folders.prune(root, 1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("moment", ["rename", "replace", "rmtree", "unlink", "fsync"])
+def test_killed_while_saving_leaves_a_checkpoint_to_resume_from(
+    tmp_path: Path, moment: str, is_replaced: bool
+):
+    """Killed (SIGKILL) at each call that changes the folder: the newest is whole throughout."""
+    is_killed, after = True, 0
+    while is_killed:
+        root = tmp_path / str(after)
+        for iteration in (10, 20) if is_replaced else (10,):
+            _write(root, iteration)
+        is_killed = _is_killed_at(moment, after, root)
+        latest = folders.find_latest(root)
         assert latest is not None
-        manifest.check_digest(latest, "data", manifest.check_sizes(latest)["data"])
-        for folder in tmp_path.glob("iter_*"):
-            manifest.check_sizes(folder)
-        if outcome.returncode == 0:
-            break
-        assert outcome.returncode == -signal.SIGKILL
-    assert latest.name == "iter_0000020"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000020", "latest"]
+        assert latest.name == "iter_0000020" or not is_replaced
+        assert (root / "latest").read_text() == latest.name + "\n"
+        for folder in root.glob("iter_*"):
+            manifest.check_digest(folder, "data", manifest.check_sizes(folder)["data"])
+        after += 1
+        _write(root, 20)
+        folders.prune(root, 1)
+        assert sorted(path.name for path in root.iterdir()) == ["iter_0000020", "latest"]
+    assert after > 1
+
+
+def test_a_checkpoint_that_was_being_replaced_is_not_swept_away(tmp_path: Path):
+    """Killed between the two renames that replace it, it has the name of what is to be deleted."""
+    newest = _write(tmp_path, 20)
+    newest.rename(tmp_path / ".old_iter_0000020")
+    folders.begin(tmp_path, 30)
+    assert folders.find_latest(tmp_path) == newest
 
 
 class _Exploit:
@@ -170,6 +182,24 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"not safe to load.*system"):
         read_shapes(tmp_path)
     assert not (tmp_path / "exploited").exists()
+
+
+def test_a_file_that_every_checkpoint_has_must_be_listed(tmp_path: Path):
+    """If not, Megatron-Core takes something else in its place, or fails on one rank alone."""
+    folder = _write(tmp_path, 10)
+    with pytest.raises(
+        CheckpointError, match=r"iter_0000010 is incomplete: common\.pt is not list"
+    ):
+        manifest.check_sizes(folder, required=("data", "common.pt"))
+
+
+def test_a_format_of_the_future_is_named(tmp_path: Path, monkeypatch):
+    """If not, what another release means by it is read as what this one does."""
+    monkeypatch.setattr(manifest, "FORMAT_VERSION", 3)
+    folder = _write(tmp_path, 10)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="checkpoint version 3, not .* version 2; use the"):
+        manifest.read_manifest(folder)
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path):
