@@ -151,6 +151,22 @@ def test_lock(tmp_path: Path):
     assert (tmp_path / "a" / "c" / "checkpoints").exists()
 
 
+def test_a_lock_file_that_was_taken_away_does_not_count(tmp_path: Path, monkeypatch):
+    """If not, of two runs that begin while a third gives up, each locks a file of its own."""
+    first, second = OutputLock(tmp_path), OutputLock(tmp_path)
+    flock = fcntl.flock
+
+    def lock_late(descriptor: int, kind: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / LOCK).unlink()
+        second.claim()
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with pytest.raises(ConfigError, match="in use"):
+        first.claim()
+
+
 def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path):
     """If not, a loader's worker that outlives its rank by seconds makes the restart fail."""
     lock = OutputLock(tmp_path)

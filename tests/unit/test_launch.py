@@ -1,12 +1,18 @@
-"""What the launcher sets for the GPUs that are here."""
+"""What the launcher sets for the workers, and for the GPUs that are here."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tools.launch import max_connections
+from tools.launch import main, max_connections
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,49 @@ def test_connections_follow_the_oldest_gpu(
         script.write_text(f"#!/bin/sh\nwhile read -r l; do echo $l; done < {tmp_path}/answer\n")
         script.chmod(0o755)
     assert max_connections() == want
+
+
+SET = {
+    "OMP_NUM_THREADS": "1",
+    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    "PET_SHUTDOWN_TIMEOUT": "600",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+}
+WORKER = """\
+import json, os, signal, sys
+json.dump(dict(os.environ), open(sys.argv[1], "w"))
+if len(sys.argv) > 2:
+    os.kill(os.getpid(), int(sys.argv[2]))
+"""
+
+
+def test_workers_have_the_environment_and_a_kill_is_status_1(tmp_path: Path):
+    """If not, a signal does not reach the run, a save is cut off, or a restart meets dead ranks.
+
+    Its exit status is that of a crash: a negative one would become any number.
+    """
+    worker, record = tmp_path / "worker.py", tmp_path / "environment"
+    worker.write_text(WORKER)
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 10.0\n")
+    smi.chmod(0o755)
+    own = {name: value for name, value in os.environ.items() if name not in SET}
+    done = subprocess.run(
+        [sys.executable, "tools/launch.py", "--nproc-per-node", "1", worker, record, "9"],
+        cwd=ROOT, env=own | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "launch: rank 0 ended first, with status -9" in done.stderr
+    found = json.loads(record.read_text())
+    assert {name: found.get(name) for name in SET} == SET
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
+    """If not, a cluster's own settings cannot be given."""
+    given = dict.fromkeys(SET, "7")
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr("tools.launch._launch", lambda arguments: len(arguments))
+    assert main(["--nproc-per-node", "2", "script.py"]) == 3
+    assert {name: os.environ[name] for name in SET} == given
