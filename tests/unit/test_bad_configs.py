@@ -22,6 +22,8 @@ class Bad(NamedTuple):
 
 
 FP8 = "fp8.recipe=tensorwise & model.hidden_size=64 & model.ffn_hidden_size=128"
+SP = "parallel.tensor_model_parallel_size=2 & parallel.sequence_parallel=true"
+OVERLAP = SP + " & parallel.tp_comm_overlap=true"
 MEMORY = "memory.num_mem_tokens=4 & memory.max_n_segments=4"
 BAD = [
     Bad("model.num_layer=3", "model.num_layer", "num_layer", "not in", "docs/configuration.md"),
@@ -53,6 +55,13 @@ BAD = [
         "needs parallel.use_distributed_optimizer", "set both"),
     Bad("parallel.tp_comm_overlap=true", "parallel.tp_comm_overlap", "true",
         "needs parallel.sequence_parallel", "set that to true"),
+    Bad(SP + " & data.segment_size=63", "parallel.tensor_model_parallel_size", "2",
+        "memory.num_mem_tokens + data.segment_size (63)", "data.segment_size that fits is 64"),
+    Bad(OVERLAP, "parallel.tp_comm_overlap", "true", "needs CUDA", "parallel.platform to cuda"),
+    Bad(OVERLAP + " & model.layer_spec=local", "parallel.tp_comm_overlap", "true",
+        "needs Transformer Engine's layers", "set model.layer_spec to transformer_engine"),
+    Bad(OVERLAP + " & parallel.platform=auto & train.precision=fp32", "parallel.tp_comm_overlap",
+        "true", "needs train.precision bf16, which is fp32", "set train.precision to bf16"),
     Bad("parallel.platform=tpu", "parallel.platform", "tpu", "auto, cpu, cuda", "mean cpu?"),
     Bad("train.global_batch_size=30", "train.global_batch_size", "30", "micro_batch_size", "is 32"),
     Bad("train.precision=fp16", "train.precision", "fp16", "bf16, fp32", "did you mean"),
@@ -71,6 +80,7 @@ BAD = [
     Bad("checkpoint.keep_last=-1", "checkpoint.keep_last", "-1", "negative", "0 or more"),
     Bad("logging.level=LOUD", "logging.level", "LOUD", "one of DEBUG", "default is INFO"),
     Bad("fp8.recipe=mxfp8", "fp8.recipe", "mxfp8", "none, tensorwise", "choose one"),
+    Bad("fp8.format=e5m2", "fp8.format", "e5m2", "hybrid, e4m3", "default is hybrid"),
     Bad(FP8 + " & train.precision=fp32 & parallel.platform=auto", "fp8.recipe", "tensorwise",
         "needs train.precision bf16", "set train.precision to bf16"),
     Bad(FP8, "fp8.recipe", "tensorwise", "parallel.platform is cpu", "parallel.platform to cuda"),

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dna.checkpoint.compatibility import check_compatible, check_tokenizer
+from megatron_dna.checkpoint.compatibility import (
+    check_compatible,
+    check_loadable,
+    check_tokenizer,
+)
 from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.reader import read_config, read_train_state
 from megatron_dna.checkpoint.state import CurriculumState, Interval, TrainState
@@ -40,13 +44,29 @@ def test_state_of_another_release(tmp_path: Path):
 
 def test_another_architecture_is_refused():
     old = load_config(None, ["model.num_layers=4"])
-    for option in ("model.num_layers=6", "model.norm_bias=true", "model.local_attention=64"):
+    for option in (
+        "model.num_layers=6", "model.norm_bias=true", "model.local_attention=64",
+        "memory.num_mem_tokens=8", "memory.update=binary",
+    ):  # fmt: skip
         new = load_config(None, ["model.num_layers=4", option])
         key, value = option.split("=")
         with pytest.raises(CheckpointError, match=key) as error:
             check_compatible(HERE, old, new)
         assert value in str(error.value).lower()
         assert "train.output_dir" in str(error.value)
+
+
+def test_memory_may_be_new_or_left_out_but_no_other(caplog):
+    """If not, a run with memory cannot start from a plain one, or takes memory tokens as others."""
+    none, four, eight = (load_config(None, [f"memory.num_mem_tokens={n}"]) for n in (0, 4, 8))
+    with caplog.at_level(logging.INFO):
+        check_loadable(HERE, none, four)
+        check_loadable(HERE, eight, none)
+    assert "memory.num_mem_tokens is 4, was 0" in caplog.text
+    with pytest.raises(
+        CheckpointError, match=r"num_mem_tokens \(8\) differs from checkpoint\.load"
+    ):
+        check_loadable(HERE, four, eight)
 
 
 def test_other_changes_are_logged(caplog):

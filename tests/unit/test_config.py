@@ -126,7 +126,9 @@ BAD = {
     "data.mean_span_length=0": ["segment_size"],
     "data.segment_size=4": ["at least 8"],
     "data.tokenizer=absent.json": ["train_tokenizer"],
+    "data.tokenizer=''": ["must name a tokenizer.json"],
     "data.train=[]": ["preprocess_genome"],
+    "data.train=[{prefix: absent, weight: 0}]": ["data.train[0].weight (0.0) must be positive"],
     "data.train=[{prefix: absent}]": ["absent.bin"],
     "train.precision=fp16": ["bf16", "fp32"],
     "train.global_batch_size=30": ["micro_batch_size", "32"],
@@ -174,7 +176,7 @@ MAY_BE_NEGATIVE = {"memory.bptt_depth": -2, "data.seed": None, "train.seed": Non
 
 def test_every_number_has_a_lowest_value():
     """An option without one fails somewhere inside, hours after the queue, or not at all."""
-    config = load_config(None, ["data.kind=recall"])
+    config = load_config(None, ["data.kind=recall", "memory.num_mem_tokens=4"])
     validate(config, world_size=1)
     count = 0
     for section in dataclasses.fields(config):
