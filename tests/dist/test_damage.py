@@ -9,12 +9,16 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_dna.checkpoint import folders, writer
+from megatron_dna.checkpoint import deferred, folders, writer
 from megatron_dna.checkpoint.folders import find_latest, set_latest
 from megatron_dna.checkpoint.manifest import CheckpointError, list_files, read_manifest
 from megatron_dna.checkpoint.saving import Saver, save_checkpoint
@@ -283,17 +287,35 @@ def test_killed_while_writing_in_the_background(tmp_path: Path):
 
 
 def _change_while_writing(root: str, overrides: list[str]) -> bool:
-    """Train on at once after a save; whether the checkpoint has the weights of before."""
-    run = SmallRun.start(overrides)
+    """Train on before a byte is written; whether the checkpoint has the weights of before."""
+    run = SmallRun.start([*overrides, "checkpoint.keep_last=1", "checkpoint.keep_every=2"])
     run.train(0, 2)
     before = {name: p.detach().clone() for name, p in run.model.module.named_parameters()}
-    saver = Saver(Path(root), run.config)
-    saver.save(run.model, run.optimizer, TrainState(2), in_background=True)
+    trained, write = threading.Event(), deferred.DeferredWriter.write
+
+    def write_late(writer: deferred.DeferredWriter) -> list[WriteResult]:
+        assert trained.wait(60), "training did not go on"
+        return write(writer)
+
+    deferred.DeferredWriter.write = write_late  # type: ignore[method-assign]
+    saver, state = Saver(Path(root), run.config), TrainState(2)
+    saver.save(run.model, run.optimizer, state, in_background=True)
+    assert saver.is_busy
     with_training = run.train(2, 4)
-    saver.save(run.model, run.optimizer, TrainState(4), in_background=True)  # waits for the first
+    state.iteration = 4
+    trained.set()
+    for _ in range(2):  # the tensors, then the rest
+        while saver.is_busy:
+            time.sleep(0.01)
+        torch.distributed.barrier()
+        saver.advance()
+    assert find_verified(root) == Path(root) / "iter_0000002"
+    saver.save(run.model, run.optimizer, state, in_background=True)
+    saver.save(run.model, run.optimizer, TrainState(5), in_background=True)  # waits for the other
     saver.wait()
-    assert find_verified(root) == Path(root) / "iter_0000004"
-    load_checkpoint(Path(root) / "iter_0000002", run.model, run.optimizer)
+    assert find_verified(root) == Path(root) / "iter_0000005"
+    assert (Path(root) / "iter_0000004").is_dir()
+    assert load_checkpoint(f"{root}/iter_0000002", run.model, run.optimizer).iteration == 2
     after = dict(run.model.module.named_parameters())
     is_same = all(bool((after[name] == tensor).all()) for name, tensor in before.items())
     run.scheduler.step(-2)

@@ -10,10 +10,15 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_dna.checkpoint import folders, manifest
 from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.metadata import read_shapes
+from megatron_dna.checkpoint.reader import read_weights
+from megatron_dna.checkpoint.state import TrainState
+from megatron_dna.checkpoint.writer import write_weights
+from megatron_dna.config import load_config
 
 
 def _write(root: Path, iteration: int, content: bytes = b"tensors") -> Path:
@@ -182,6 +187,20 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"not safe to load.*system"):
         read_shapes(tmp_path)
     assert not (tmp_path / "exploited").exists()
+
+
+def test_weights_of_a_damaged_checkpoint_are_not_read(tmp_path: Path):
+    """If not, a converted model, or a run that starts from one, has a wrong weight in silence."""
+    tensors = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    folder = write_weights(tmp_path, shapes, tensors.__getitem__, TrainState(1), load_config())
+    assert torch.equal(read_weights(folder)["layer.weight"], tensors["layer.weight"])
+    (path,) = folder.glob("*.distcp")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{path.name} is not what was written"):
+        read_weights(folder)
 
 
 def test_a_file_that_every_checkpoint_has_must_be_listed(tmp_path: Path):
