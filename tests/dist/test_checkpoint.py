@@ -137,6 +137,25 @@ def test_precision_can_change_during_a_run(tmp_path: Path):
     assert torch.equal(read_weights(first)[name], want[f"optimizer.state.fp32_param.{name}"])
 
 
+def _take_weights_alone(folder: str) -> None:
+    """Go back to weights that were saved without an optimizer, and save with it."""
+    run = SmallRun.start([BF16])
+    weights = save_checkpoint(folder, run.model, None, TrainState(1), run.config)
+    run.train(0, 2)
+    load_checkpoint(weights, run.model, run.optimizer)
+    save_checkpoint(folder, run.model, run.optimizer, TrainState(2), run.config)
+
+
+def test_weights_alone_reach_the_optimizer(tmp_path: Path):
+    """If not, the first step in bf16 puts the random weights back that were there before."""
+    run_ranks(_take_weights_alone, 1, str(tmp_path))
+    want, got = _all_tensors(tmp_path / "iter_0000001"), _all_tensors(tmp_path / "iter_0000002")
+    assert not any("optimizer" in name for name in want)
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+        assert torch.equal(got[f"optimizer.state.fp32_param.{name}"], tensor), name
+
+
 def _load_fails(folder: str, overrides: list[str]) -> str:
     run = SmallRun.start(overrides)
     with pytest.raises(CheckpointError) as error:

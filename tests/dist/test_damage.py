@@ -80,6 +80,10 @@ def _harm_each(root: str) -> list[tuple[str, str, str, str]]:
             shutil.rmtree(newest)
             shutil.copytree(kept, newest)
     assert find_verified(root) == newest
+    for folder in Path(root).glob("iter_*"):
+        _flip(folder / "train_state.json")
+    with pytest.raises(CheckpointError, match="is whole; move it away to start from the beginning"):
+        find_verified(root)
     return outcomes
 
 

@@ -157,7 +157,7 @@ def test_memory_is_what_a_real_step_allocates(world_size: int, overrides: list[s
     """A plan that is out by more promises a run that ends out of memory, or wastes GPUs."""
     for measured, planned in run_ranks(_measured, world_size, overrides):
         for real, expected in zip(measured, planned, strict=True):
-            assert expected == pytest.approx(real, rel=WITHIN), (measured, planned)
+            assert expected == pytest.approx(real, rel=WITHIN / 2), (measured, planned)
 
 
 def _name(overrides: list[str]) -> str:

@@ -16,7 +16,7 @@ from megatron_dna.checkpoint.compatibility import (
 )
 from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.reader import read_config, read_train_state
-from megatron_dna.checkpoint.state import CurriculumState, Interval, TrainState
+from megatron_dna.checkpoint.state import CurriculumState, GuardState, Interval, TrainState
 from megatron_dna.config import load_config
 
 HERE = Path("iter_0000010")
@@ -26,6 +26,7 @@ def test_state_survives_json():
     """Sums of losses must come back to the last bit, or a resumed run's record differs."""
     state = TrainState(7, 56, 10**12, 6 * 10**12, "abc", Interval(0.1 + 0.2, 3, 8, 9, 10, 1 / 3))
     state.curriculum = CurriculumState(2, 7, [[0.1 + 0.2, 3.0]], 1 / 3, 4, 5)
+    state.guard = GuardState(0.1 + 0.2, 6, 1, 2)
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 

@@ -14,13 +14,17 @@ import pysam
 import pytest
 from matplotlib.image import imread
 
+from megatron_dna.config import load_config
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.inspect import Dataset, Origin
+from megatron_dna.data.loader import build_loader
 from megatron_dna.data.pictures import measure_coverage, plot_dataset
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 from megatron_dna.genome.vcf import SampleChoice
+from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
+from megatron_dna.training.guard import save_batch
 from tests.unit.data_files import write_pair, write_tokenizer
 from tests.unit.genome_files import EXAMPLE, ROOT, child_environment, clean, reverse_complement
 from tests.unit.variant_files import EXAMPLE_VCF, edits_of, real_records, vcf_text
@@ -269,3 +273,24 @@ def test_command_line(prefix: str, tmp_path: Path, contigs: dict[str, str]) -> N
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_skipped_batch_is_where_its_coordinates_say(
+    prefix: str, options: Callable[..., PreprocessOptions], contigs: dict[str, str], tmp_path: Path
+) -> None:
+    """If not, who looks for the cause of a bad step looks at other sequence than the model saw."""
+    tokenizer = DnaTokenizer.from_file(options().tokenizer)
+    config = load_config(
+        None,
+        [f"data.tokenizer={options().tokenizer}", f"data.train=[{{prefix: {prefix}}}]",
+         "data.segment_size=24", "train.global_batch_size=6", "train.micro_batch_size=6"],
+    )  # fmt: skip
+    path = save_batch(tmp_path, config, 5, 12, {"fault": "loss is nan"})
+    samples = json.loads(path.read_text())["samples"]
+    assert [sample["sample"] for sample in samples] == list(range(12, 18))
+    batch = next(build_loader(config, "train", 12, 0, 1))
+    ids = batch.input_ids[0].scatter(-1, batch.masked_positions[0], batch.labels[0])
+    for sample, row, length in zip(samples, ids, batch.num_tokens[0], strict=True):
+        seen = tokenizer.decode(row[1 : 1 + int(length)].numpy().astype(np.int32))
+        assert len(seen) > 30
+        assert spell(contigs, Origin(**sample["origin"])) == seen
