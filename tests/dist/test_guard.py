@@ -124,6 +124,9 @@ def test_spikes():
         guard.skip(fault, 52, 32)
     guard.accept(4.5)
     assert (guard.state.skipped, guard.state.skipped_in_a_row) == (2, 0)
+    for _ in range(10 * MEAN_STEPS):
+        guard.accept(1.0)
+    assert guard.state.loss_mean == pytest.approx(1.0, abs=0.01)  # what was long ago is forgotten
     guard.new_stage()
     assert guard.fault_of_loss(100.0) is None
     assert StepGuard(load_config(), guard.state).fault_of_loss(1e30) is None
