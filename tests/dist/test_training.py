@@ -166,3 +166,6 @@ def test_another_architecture_or_tokenizer_cannot_resume(tmp_path: Path):
     tokenizer.write_text(tokenizer.read_text() + "\n")
     (message,) = run_ranks(_refuses, 1, options)
     assert "data.tokenizer" in message
+    other = [f"train.output_dir={tmp_path / 'other'}", f"checkpoint.load={tmp_path / 'run'}"]
+    (message,) = run_ranks(_refuses, 1, [*options, *other])
+    assert "data.tokenizer" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def test_flops_equal_torchs_count(every: int):
         oracle.decoder(oracle.head(hidden))
     forward = encoder.get_total_flops() + head.get_total_flops()
     assert segment_flops(config, vocab) == forward
+    # In a narrow window a query sees itself and 8 keys to each side.
+    narrow = replace(config, model=replace(config.model, local_attention=16))
+    num_local = sum(layer % every != 0 for layer in range(4))
+    assert segment_flops(narrow, vocab) == forward - num_local * 4 * seq * (seq - 17) * 64
 
 
 def test_throughput_and_mfu():
