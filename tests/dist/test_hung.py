@@ -123,12 +123,16 @@ def test_the_slowest_rank_is_named():
 def test_a_rank_s_own_time_ends_before_it_waits_for_the_others():
     """If not, all ranks are as slow as the slowest, and the straggler cannot be told."""
     order: list[str] = []
-    config = SimpleNamespace(finalize_model_grads_func=lambda: order.append(f"{clock.ready_at > 0}"))
+
+    def wait() -> None:
+        order.append(f"noted: {clock.ready_at > 0}")
+
+    config = SimpleNamespace(finalize_model_grads_func=wait)
     platform: Any = SimpleNamespace(wait_for_compute=lambda: order.append("computed"))
     model: Any = SimpleNamespace(config=config)
     clock = GradientClock(model, platform)
     config.finalize_model_grads_func()
-    assert order == ["computed", "True"]
+    assert order == ["computed", "noted: True"]
 
 
 def test_on_several_nodes_a_restart_needs_a_rendezvous_that_can_be_repeated(tmp_path: Path):

@@ -78,6 +78,24 @@ def test_more_of_anything_costs_more():
                 "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
     assert unsharded.memory.optimizer == pytest.approx(32 * plan.memory.optimizer)
     assert not unsharded.fits
+    gathered, reduced = (one.traffic["gradients"].bytes_sent for one in (plan, unsharded))
+    assert reduced == pytest.approx(2 * gathered)  # to all ranks, not to the one that updates
+    assert unsharded.traffic["parameters"].bytes_sent == 0 < plan.traffic["parameters"].bytes_sent
+
+
+def test_stages_wait_for_each_other_unless_segments_hide_it():
+    """Megatron's 1F1B waits for what it is sent; memory goes along where there are segments."""
+    plain = make_plan(_recipe("7b", "parallel.pipeline_model_parallel_size=4"), 256, H100, VOCAB)
+    rmt = make_plan(_recipe("7b_rmt"), 256, H100, VOCAB)
+    assert plain.traffic["pipeline"].exposed_s == plain.traffic["pipeline"].total_s > 0
+    assert rmt.traffic["pipeline"].exposed_s == 0 < rmt.traffic["pipeline"].total_s
+    for plan in (plain, rmt):
+        config, tp = plan.config, plan.config.parallel.tensor_model_parallel_size
+        tokens = config.seq_length / tp  # under sequence parallelism; memory goes whole
+        tokens += config.memory.num_mem_tokens if plan is rmt else 0
+        one = 2 * config.train.micro_batch_size * config.model.hidden_size * tokens
+        sends = 2 * config.memory.max_n_segments * plan.num_microbatches
+        assert plan.traffic["pipeline"].bytes_sent == pytest.approx(sends * one)
 
 
 def test_links_know_where_a_node_ends():
