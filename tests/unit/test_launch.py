@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import pretrain_dna_bert
+from megatron_dna.config import ConfigError
+from megatron_dna.training.guard import DivergenceError
 from tools.launch import main, max_connections
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +71,8 @@ def test_workers_have_the_environment_and_a_kill_is_status_1(tmp_path: Path):
     assert "launch: rank 0 ended first, with status -9" in done.stderr
     found = json.loads(record.read_text())
     assert {name: found.get(name) for name in SET} == SET
+    # Not torchrun's default, which has one port and one store for all starts.
+    assert found["TORCHELASTIC_RUN_ID"] != "none"
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
@@ -77,3 +82,19 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tools.launch._launch", lambda arguments: len(arguments))
     assert main(["--nproc-per-node", "2", "script.py"]) == 3
     assert {name: os.environ[name] for name in SET} == given
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(True, 0), (False, 75), (DivergenceError("loss is nan"), 3), (ConfigError("bad"), 2)],
+)
+def test_a_run_s_end_is_its_status(monkeypatch: pytest.MonkeyPatch, outcome: object, status: int):
+    """If not, Slurm starts again what has diverged, or leaves what it has pre-empted."""
+
+    def run(*arguments: object) -> object:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(pretrain_dna_bert, "run", run)
+    assert pretrain_dna_bert.main([]) == status
