@@ -65,6 +65,10 @@ def test_more_of_anything_costs_more():
     full = other_recompute(plan)
     assert full.memory.total < plan.memory.total
     assert full.step_s > 1.2 * plan.step_s
+    apart = make_plan(_recipe("7b_rmt", "parallel.sequence_parallel=false"), 256, H100, VOCAB)
+    sent = [one.traffic["tensor"].bytes_sent for one in (plan, apart, full)]
+    # Four gathers or scatters forward, six back; two all-reduces each way; four again.
+    assert sent == pytest.approx([sent[0], 0.8 * sent[0], 1.4 * sent[0]])
     deaf = make_plan(_recipe("7b_rmt", "parallel.overlap_grad_reduce=false",
                              "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
     for kind in ("gradients", "parameters"):
@@ -108,6 +112,8 @@ def test_links_know_where_a_node_ends():
     assert inside.gather_s(8e9) == pytest.approx(7e9 / (0.8 * 450e9), rel=0.01)
     assert inside.all_reduce_s(1e9) == 2 * inside.gather_s(1e9)
     assert Link(H100, 1, 1).gather_s(1e9) == 0
+    assert inside.send_s(1e9) == pytest.approx(1e9 / (0.8 * 450e9), rel=0.01)
+    assert across.send_s(1e9) == pytest.approx(1e9 / (0.8 * 50e9), rel=0.01)
 
 
 def test_search_ranks_layouts_that_fit_and_train_the_same():
