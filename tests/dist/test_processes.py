@@ -16,7 +16,7 @@ from megatron_dna.checkpoint.folders import find_latest
 from megatron_dna.config import ConfigError
 from megatron_dna.training.lock import LOCK, OutputLock
 from megatron_dna.training.metrics import read_records
-from megatron_dna.training.signals import REQUEUE_EXIT_STATUS
+from megatron_dna.training.signals import REQUEUE_EXIT_STATUS, STOP_SIGNALS, StopRequest
 from tests.dist.harness import run_ranks
 from tests.dist.small_data import write_data
 from tests.dist.test_resume import _record, _train
@@ -187,6 +187,18 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path):
     finally:
         os.write(write_end, b"x")
         os.waitpid(child, 0)
+
+
+def test_signals_are_noted_and_given_back():
+    """If not, what comes after a run in the same process cannot be ended any more."""
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    for number in STOP_SIGNALS:
+        request = StopRequest()
+        assert request.signal is None
+        os.kill(os.getpid(), number)
+        assert request.signal == number.name
+        request.restore()
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 @pytest.mark.parametrize("sent", ["SIGTERM to the launcher", "SIGUSR1 to one rank"])

@@ -126,6 +126,7 @@ def test_search_ranks_layouts_that_fit_and_train_the_same():
     assert len({plan.config.parallel.tensor_model_parallel_size for plan in plans}) > 1
     assert len({plan.config.parallel.pipeline_model_parallel_size for plan in plans}) > 1
     assert {plan.config.train.recompute_granularity for plan in plans} == {None, "full"}
+    assert len({plan.config.train.micro_batch_size for plan in plans}) > 1
     own = make_plan(config, 256, H100, VOCAB)
     assert own.tokens_per_s in speeds
 
