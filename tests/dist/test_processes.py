@@ -112,10 +112,11 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path):
         assert f"process {run.workers()[0]} on " in second.log
         assert second.log.count("error") == 1
         # The rank that wrote its name is gone, and another is still there.
-        other = run.workers()[1]
+        first, other = run.workers()
         os.kill(other, signal.SIGSTOP)
         os.kill(run.process.pid, signal.SIGSTOP)
-        os.kill(run.workers()[0], signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: not is_alive(first))  # a zombie, which holds nothing
         with pytest.raises(ConfigError, match="in use"):
             OutputLock(tmp_path / "run").claim()
         os.kill(other, signal.SIGKILL)

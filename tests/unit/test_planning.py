@@ -141,6 +141,8 @@ def test_bad_wishes_are_named():
         find_gpu("h800")
     with pytest.raises(ConfigError, match=r"must divide the number of processes \(250\)"):
         make_plan(_recipe("7b_rmt"), 250, H100, VOCAB)
+    with pytest.raises(ConfigError, match=r"must divide the number of processes \(7\)"):
+        search(_recipe("7b_rmt"), 7, H100, VOCAB)  # no layout does: its own says why
     with pytest.raises(ConfigError, match="pipeline_model_parallel_size"):
         make_plan(_recipe("7b", "parallel.pipeline_model_parallel_size=5"), 250, H100, VOCAB)
 
