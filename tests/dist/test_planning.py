@@ -86,7 +86,10 @@ def test_recipe_builds_in_a_world_that_is_not_there(recipe: str) -> None:
         assert optimizer == pytest.approx(run.optimizer, rel=WITHIN)
         assert segment == pytest.approx(run.segment, rel=WITHIN)
     assert [run.rank for run, _ in runs][-1] == max(worlds) - 1
-    assert runs[-1][0].pp_rank == config.parallel.pipeline_model_parallel_size - 1
+    last, tp, pp = (runs[-1][0], config.parallel.tensor_model_parallel_size,
+                    config.parallel.pipeline_model_parallel_size)  # fmt: skip
+    place = (last.tp_rank, last.pp_rank, last.dp_rank)
+    assert place == (tp - 1, pp - 1, max(worlds) // (tp * pp) - 1)
 
 
 SHAPE = [

@@ -44,13 +44,14 @@ ENDLESS = ("train.train_iters=1000000", "scheduler.lr_decay_style=constant")
 @pytest.mark.parametrize("launcher", [("tools/launch.py",), ("-m", "torch.distributed.run")])
 def test_workers_die_with_torchrun(tmp_path: Path, launcher: tuple[str, ...]):
     """If not, orphans go on writing into the checkpoint folder of the run that takes over."""
-    options = _options(tmp_path, *ENDLESS)
+    options = _options(tmp_path, *ENDLESS, "checkpoint.save_interval=0")
     with start(options, tmp_path / "log", ranks=2, launcher=launcher) as run:
         _started(run, tmp_path)
         workers = run.workers()
         assert len(workers) == 2
         run.process.kill()
         wait_for(lambda: not any(map(is_alive, workers)))
+    assert find_latest(tmp_path / "run" / "checkpoints") is None, "they were asked, and saved first"
 
 
 def test_a_worker_whose_torchrun_has_died_does_not_live(tmp_path: Path):
@@ -116,7 +117,9 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path):
         os.kill(other, signal.SIGSTOP)
         os.kill(run.process.pid, signal.SIGSTOP)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: not is_alive(first))  # a zombie, which holds nothing
+        wait_for(
+            lambda: not is_alive(first) and len(list(Path(f"/proc/{first}/task").iterdir())) == 1
+        )
         with pytest.raises(ConfigError, match="in use"):
             OutputLock(tmp_path / "run").claim()
         os.kill(other, signal.SIGKILL)

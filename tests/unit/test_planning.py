@@ -12,6 +12,7 @@ import pytest
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.parallel.timeline import finish_times
+from megatron_dna.planning.dry_run import DryRun
 from megatron_dna.planning.gpus import GPUS, find_gpu
 from megatron_dna.planning.links import Link
 from megatron_dna.planning.plan import make_plan, other_recompute, schedule_times
@@ -174,6 +175,28 @@ def test_json_holds_the_plan(monkeypatch, capsys):
     assert numbers["parameters"] == make_plan(_recipe("7b_rmt"), 256, H100, VOCAB).parameters
     assert len(numbers["stages_bytes"]) == 4
     assert "data.tokenizer (data/tokenizer.json) is not there" in printed.err
+
+
+def test_arguments_reach_the_plan(monkeypatch, capsys):
+    """Tokens to train on, the search, and the rank of a dry run."""
+    given = [*RUN, "--vocab-size", str(VOCAB)]
+    assert _main(monkeypatch, *given, "--json", "--tokens", "1e12") == 0
+    plan = make_plan(_recipe("7b_rmt"), 256, H100, VOCAB, tokens=10**12)
+    assert json.loads(capsys.readouterr().out)["days"] == pytest.approx(plan.days)
+    assert _main(monkeypatch, *given, "--json", "--search") == 0
+    speeds = [one["tokens_per_s"] for one in json.loads(capsys.readouterr().out)]
+    assert plan.tokens_per_s in speeds
+    assert speeds == sorted(speeds, reverse=True)
+    asked: list[int] = []
+
+    def build(config, world_size: int, rank: int, vocab_size: int) -> DryRun:
+        asked.append(rank)
+        return DryRun(rank, world_size, 0, 0, 0, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr("megatron_dna.planning.dry_run.dry_run", build)
+    assert _main(monkeypatch, *given, "--dry-run", "--rank", "7") == 0
+    assert _main(monkeypatch, *given, "--dry-run") == 0
+    assert asked == [7, 0, 255]
 
 
 @pytest.mark.parametrize(
