@@ -99,9 +99,8 @@ def _segment_bytes(model: DistributedDataParallel, config: Config, place: Topolo
     ids = torch.zeros(size, config.data.segment_size, dtype=torch.long)
     positions = torch.zeros(size, k, dtype=torch.long)
     if not place.is_first_stage:
-        length = config.seq_length // (place.tp_size if config.parallel.sequence_parallel else 1)
         dtype = next(model.parameters()).dtype
-        shape = (length, size, config.model.hidden_size)
+        shape = (config.residual_length, size, config.model.hidden_size)
         model.module.set_input_tensor(torch.zeros(shape, dtype=dtype, requires_grad=True))
     # torch has no fake form of the coalesced collectives that DP uses.
     if model.ddp_config.overlap_param_gather:

@@ -36,11 +36,12 @@ def _sample(number: int, num_segments: int) -> tuple[torch.Tensor, ...]:
     shape = (num_segments, MASKED)
     ids = torch.randint(6, VOCAB, (num_segments, SEQ), generator=generator)
     mask = torch.ones(num_segments, SEQ, dtype=torch.bool)
-    positions = torch.randint(1, 10, shape, generator=generator)
+    positions = torch.randint(1, SEQ, shape, generator=generator)
     labels = torch.randint(6, VOCAB, shape, generator=generator)
     loss_mask = torch.ones(shape)
     if number % 3 == 0:
         mask[-1, 11:] = False
+        positions[-1] %= 11
         loss_mask[-1, 1:] = 0
     return ids, mask, positions, labels, loss_mask
 
@@ -153,6 +154,7 @@ TP, PP, SP = (
     "parallel.pipeline_model_parallel_size=2",
     "parallel.sequence_parallel=true",
 )
+CP = "parallel.context_parallel_size=2"
 LAYOUTS = {
     "one": (1, []),
     "tp2_sp": (2, [TP, SP]),
@@ -163,6 +165,10 @@ LAYOUTS = {
     "tp2_pp2": (4, [TP, PP]),
     "tp2_pp2_sp": (4, [TP, PP, SP]),
     "pp2_dp2": (4, [PP]),
+    # Parts of 6 positions: the first has all 4 memory slots, or one of 12 shares them with tokens.
+    "cp4": (4, ["parallel.context_parallel_size=4"]),
+    "cp2_tp2_sp": (4, [CP, TP, SP]),
+    "cp2_pp2": (4, [CP, PP]),
 }
 
 
