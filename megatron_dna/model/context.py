@@ -84,6 +84,6 @@ def _share_size(num_positions: int, group: dist.ProcessGroup) -> int:
 
 
 def _select(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Of [seq, micro_batch, hidden] what is at `positions` [micro_batch, k]: [k, micro_batch, hidden]."""
+    """Of `hidden` [seq, micro_batch, hidden] what is at `positions` [micro_batch, n], n first."""
     index = positions.t().unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
     return hidden.gather(0, index)

@@ -22,7 +22,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
     """
     parallel = config.parallel
     names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-    model_size = math.prod(getattr(parallel, name) for name in names)
+    model_size: int = math.prod(getattr(parallel, name) for name in names)
     require(
         world_size % model_size == 0,
         " x ".join(f"parallel.{name}" for name in names),
