@@ -345,6 +345,11 @@ class Config:
             return RECALL_BARCODE_LENGTH
         return max(1, round(self.data.mlm_probability * (self.data.segment_size - 2)))
 
+    @property
+    def num_head_positions(self) -> int:
+        """Masked positions of a segment at which a rank runs the head: CP ranks share the k."""
+        return -(-self.num_masked_tokens // self.parallel.context_parallel_size)
+
 
 def load_config(
     path: str | Path | None = None, overrides: Sequence[str] = (), base: Config | None = None

@@ -38,6 +38,7 @@ class DryRun:
     rank: int
     world_size: int
     tp_rank: int
+    cp_rank: int
     pp_rank: int
     dp_rank: int
     parameters: int
@@ -70,7 +71,7 @@ def dry_run(config: Config, world_size: int, rank: int, vocab_size: int) -> DryR
         optimizer = build_optimizer(config, wrapped)
         segment = _segment_bytes(wrapped, config, place)
         return DryRun(
-            rank, world_size, place.tp_rank, place.pp_rank, place.dp_rank,
+            rank, world_size, place.tp_rank, place.cp_rank, place.pp_rank, place.dp_rank,
             sum(parameter.numel() for parameter in wrapped.parameters()),
             *state_bytes(wrapped, optimizer), segment,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from megatron_dna.planning.saved import SavedBytes
 from megatron_dna.training.activations import segment_bytes
 from megatron_dna.training.flops import attended_tokens, segment_flops
 from tests.dist.harness import run_ranks
-from tests.dist.small_run import PLAIN, PP, SP, TP, VOCAB, SmallRun
+from tests.dist.small_run import CP, PLAIN, PP, SP, TP, VOCAB, SmallRun
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
@@ -97,6 +97,7 @@ SHAPE = [
 RMT = ["memory.num_mem_tokens=8", "memory.max_n_segments=3", "memory.update=binary"]
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 FULL = "train.recompute_granularity=full"
+SELECTIVE = "train.recompute_granularity=selective"
 
 
 def _windows(config: Config) -> Iterator[Batch]:
@@ -150,6 +151,9 @@ def _measured(overrides: list[str]) -> tuple[list[float], list[float]]:
         (2, [FP32, PP]),
         (2, [BF16, PP, *RMT]),
         (4, [BF16, TP, SP, PP, *RMT]),
+        (2, [BF16, CP, SELECTIVE, *RMT]),
+        (4, [BF16, "parallel.context_parallel_size=4", *RMT]),
+        (4, [FP32, TP, SP, CP, FULL]),
     ],
     ids=lambda value: None if isinstance(value, int) else _name(value),
 )
