@@ -141,13 +141,11 @@ class EncoderSelfAttention(SelfAttention):
 
 
 @lru_cache(maxsize=8)
-def _inside_window(
-    queries: range, seq_length: int, half_width: int, device: torch.device
-) -> Tensor:
-    """[queries, seq], True where query and key are at most `half_width` tokens apart."""
-    positions = torch.arange(queries.start, queries.stop, device=device)
-    keys = torch.arange(seq_length, device=device)
-    return (positions[:, None] - keys[None, :]).abs() <= half_width
+def _inside_window(queries: range, keys: range, half_width: int, device: torch.device) -> Tensor:
+    """[queries, keys], True where two positions are at most `half_width` apart."""
+    rows = torch.arange(queries.start, queries.stop, device=device)
+    columns = torch.arange(keys.start, keys.stop, device=device)
+    return (rows[:, None] - columns[None, :]).abs() <= half_width
 
 
 class LocalCoreAttention(torch.nn.Module):
@@ -184,24 +182,35 @@ class LocalCoreAttention(torch.nn.Module):
             [seq / cp, micro_batch, hidden / tp].
         """
         num_queries, micro_batch = query.shape[:2]
+        first = self.cp_group.rank() * num_queries
+        queries = range(first, first + num_queries)
+        keys, window = range(num_queries * self.cp_group.size()), None
+        if self.half_width is not None and self.half_width < len(keys) - 1:
+            reach = (queries.start - self.half_width, queries.stop + self.half_width)
+            keys = range(max(0, reach[0]), min(len(keys), reach[1]))
+            window = _inside_window(queries, keys, self.half_width, query.device)
         if self.cp_group.size() > 1:
-            both = gather_parts(torch.cat((key, value), -1), self.cp_group, alike_after=False)
-            key, value = both.chunk(2, dim=-1)
-        seq_length = len(key)
-        allowed = None if attention_mask is None else ~attention_mask
-        if self.half_width is not None and self.half_width < seq_length - 1:
-            first = self.cp_group.rank() * num_queries
-            queries = range(first, first + num_queries)
-            window = _inside_window(queries, seq_length, self.half_width, query.device)
+            key, value = self._gather(key, value, keys)
+        allowed = None
+        if attention_mask is not None:
+            allowed = ~attention_mask[..., keys.start : keys.stop]
+        if window is not None:
             if allowed is None:
                 allowed = window
             else:
                 # Padding that sees no token sees itself: CUDA's kernels make NaN of an empty row.
-                itself = _inside_window(queries, seq_length, 0, query.device)
-                allowed = (allowed & window) | itself
+                allowed = (allowed & window) | _inside_window(queries, keys, 0, query.device)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         return output.permute(2, 0, 1, 3).reshape(num_queries, micro_batch, -1)
+
+    def _gather(self, key: Tensor, value: Tensor, wanted: range) -> tuple[Tensor, Tensor]:
+        """Keys and values of the whole sequence, and of them those `wanted`."""
+        both = gather_parts(torch.cat((key, value), -1), self.cp_group, alike_after=False)
+        if len(wanted) < len(both):
+            both = both[wanted.start : wanted.stop].clone()  # the backward pass keeps no more
+        key, value = both.chunk(2, dim=-1)
+        return key, value
 
 
 def _half_width(model: ModelConfig, layer: int) -> int | None:

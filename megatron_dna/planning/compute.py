@@ -17,7 +17,7 @@ from megatron_dna.planning.gpus import (
 )
 from megatron_dna.planning.links import Link
 from megatron_dna.training.activations import item_bytes
-from megatron_dna.training.flops import attended_tokens
+from megatron_dna.training.flops import computed_keys
 
 LAYER_LAUNCHES = 25
 """Operations that a layer launches in the forward pass; twice as many in the backward pass."""
@@ -95,10 +95,8 @@ class StageClock:
         column += self._matmul(self.rows, width, 2 * ffn / tp, faster)
         row = self._matmul(self.rows, width / tp, width, faster)
         row += self._matmul(self.rows, ffn / tp, width, faster)
-        # Under CP attention in a window is attention to all keys, under a mask.
-        seen = attended_tokens(self.config, layer)
-        keys = self.config.seq_length if self.context.size > 1 else seen
-        attention = 4 * self.rows * keys * width / tp / (ATTENTION_EFFICIENCY * self.peak)
+        attention = 4 * self.rows * computed_keys(self.config, layer) * width / tp
+        attention /= ATTENTION_EFFICIENCY * self.peak
         # Reads and writes: two norms and two sums; rotation; GeGLU.
         passes = 10 * width / self.sharded + 16 * width / tp + 5 * ffn / tp
         elementwise = passes * self.rows * self.item / self.bandwidth

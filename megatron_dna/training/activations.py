@@ -9,6 +9,7 @@ from __future__ import annotations
 from megatron_dna.config import Config
 from megatron_dna.model.encoder import padded_vocab_size
 from megatron_dna.model.layers import is_fp8_layer
+from megatron_dna.training.flops import computed_keys
 
 
 def item_bytes(config: Config) -> int:
@@ -23,8 +24,9 @@ def layer_bytes(config: Config, layer: int) -> float:
     attention makes of them; GeGLU's input, its two halves once more (one activated) and their
     product; cosines and sines; statistics of norms and attention, whose scores are never kept.
 
-    Under context parallelism attention keeps rotated queries and its result of its own positions,
-    and keys and values of all: unless attention is recomputed, which gathers them again.
+    Under context parallelism attention keeps rotated queries and its result of the rank's own
+    positions, but keys and values of all that these see. Where it is recomputed, and gathers them
+    again, it keeps its own only.
 
     In FP8 the inputs of matrix products take a byte, in one orientation: the norms' results and
     GeGLU's product instead of BF16, attention's result besides.
@@ -34,7 +36,8 @@ def layer_bytes(config: Config, layer: int) -> float:
     sharded = tp if parallel.sequence_parallel else 1
     item, hidden, ffn = item_bytes(config), model.hidden_size, model.ffn_hidden_size
     gathers = cp > 1 and config.train.recompute_granularity != "selective"
-    attention = (2 + 2 * cp if gathers else 6) * hidden
+    keys = computed_keys(config, layer) / config.context_length
+    attention = (2 + 2 * keys if gathers else 6) * hidden
     per_token = item * (4 * hidden / sharded + (attention + 5 * ffn) / tp)
     if is_fp8_layer(config, layer):
         per_token -= (item - 1) * (2 * hidden / sharded + ffn / tp)

@@ -94,6 +94,7 @@ SHAPE = [
     "model.num_attention_heads=4", "data.segment_size=120", "train.micro_batch_size=2",
     "train.global_batch_size=16",
 ]  # fmt: skip
+WINDOWS = ["model.global_attn_every_n_layers=2", "model.local_attention=16"]
 RMT = ["memory.num_mem_tokens=8", "memory.max_n_segments=3", "memory.update=binary"]
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 FULL = "train.recompute_granularity=full"
@@ -152,7 +153,7 @@ def _measured(overrides: list[str]) -> tuple[list[float], list[float]]:
         (2, [BF16, PP, *RMT]),
         (4, [BF16, TP, SP, PP, *RMT]),
         (2, [BF16, CP, SELECTIVE, *RMT]),
-        (4, [BF16, "parallel.context_parallel_size=4", *RMT]),
+        (4, [BF16, "parallel.context_parallel_size=4", *RMT, *WINDOWS]),
         (4, [FP32, TP, SP, CP, FULL]),
     ],
     ids=lambda value: None if isinstance(value, int) else _name(value),
