@@ -157,6 +157,8 @@ class ParallelConfig:
     """TP, ranks that share each layer."""
     pipeline_model_parallel_size: int = 1
     """PP, stages that share the layers."""
+    context_parallel_size: int = 1
+    """CP, ranks that share the positions of every sequence, memory tokens included."""
     sequence_parallel: bool = False
     """Split norms and residuals along the sequence over the TP ranks."""
     use_distributed_optimizer: bool = True
@@ -313,6 +315,18 @@ class Config:
         return self.memory.num_mem_tokens + self.data.segment_size
 
     @property
+    def context_length(self) -> int:
+        """Positions of a model input that a rank computes: its part under context parallelism."""
+        return self.seq_length // self.parallel.context_parallel_size
+
+    @property
+    def residual_length(self) -> int:
+        """Positions that a rank has between layers: split over TP too, under SP."""
+        parallel = self.parallel
+        sharded = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+        return self.context_length // sharded
+
+    @property
     def layer_precision(self) -> str:
         """What layers compute in, for the log."""
         fp8 = self.fp8
@@ -330,6 +344,11 @@ class Config:
         if self.data.kind == "recall":
             return RECALL_BARCODE_LENGTH
         return max(1, round(self.data.mlm_probability * (self.data.segment_size - 2)))
+
+    @property
+    def num_head_positions(self) -> int:
+        """Masked positions of a segment at which a rank runs the head: CP ranks share the k."""
+        return -(-self.num_masked_tokens // self.parallel.context_parallel_size)
 
 
 def load_config(

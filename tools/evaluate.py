@@ -31,8 +31,8 @@ With --num-segments, windows of so many segments are scored three times: with th
 segments before bring (kept), with the initial memory in each segment (reset), and with the memory
 of another sample (swapped). Where memory is used, kept is better than both.
 
-Options are those of the run that wrote the checkpoint, except the layout: TP and PP are 1 unless
-given, and the processes share the samples.
+Options are those of the run that wrote the checkpoint, except the layout: TP, CP and PP are 1
+unless given, and the processes share the samples.
 """
 
 MAX_SEGMENT_ROWS = 64

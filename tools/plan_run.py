@@ -152,7 +152,7 @@ def print_dry_run(args: argparse.Namespace, config: Config, vocab_size: int) -> 
     rows = []
     for rank in ranks:
         run = dry_run(config, args.num_gpus, rank, vocab_size)
-        place = f"TP {run.tp_rank} PP {run.pp_rank} DP {run.dp_rank}"
+        place = f"TP {run.tp_rank} CP {run.cp_rank} PP {run.pp_rank} DP {run.dp_rank}"
         held = (run.weights, run.gradients, run.optimizer, run.segment)
         rows.append([f"{rank} of {args.num_gpus}", place, *map(gib, held)])
     print("Built with the training code on tensors without storage; GiB:")

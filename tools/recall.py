@@ -40,7 +40,10 @@ VARIANTS: dict[str, list[str]] = {
     "none": ["memory.update=plain", "memory.noise_std=0", "memory.num_mem_tokens=0"],
 }
 STREAMS = ["train.micro_batch_size=64", "train.global_batch_size=64", "train.eval_iters=1"]
-ONE_PROCESS = ["parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=1"]
+ONE_PROCESS = [
+    f"parallel.{name}_size=1"
+    for name in ("tensor_model_parallel", "context_parallel", "pipeline_model_parallel")
+]
 
 
 class StepError(Exception):

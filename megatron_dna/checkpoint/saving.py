@@ -1,6 +1,6 @@
 """Save a run: at once, or beside training.
 
-Tensors are stored whole, by name, in pieces that any TP x PP x DP layout can read:
+Tensors are stored whole, by name, in pieces that any TP x CP x PP x DP layout can read:
 
     decoder.layers.0.mlp.linear_fc2.weight              model, in the run's precision
     optimizer.state.exp_avg.decoder.layers.0.mlp...     Adam's moments, fp32

@@ -1,7 +1,7 @@
 """Write a checkpoint of weights alone, tensor by tensor, without a process group or a model.
 
-The format is that of `saving.save_checkpoint`, so it loads under any TP x PP x DP layout. Only one
-tensor is in memory at a time.
+The format is that of `saving.save_checkpoint`, so it loads under any TP x CP x PP x DP layout. Only
+one tensor is in memory at a time.
 """
 
 from __future__ import annotations

@@ -22,11 +22,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_dna.config import Config, Fp8Config, MemoryConfig, ModelConfig
+from megatron_dna.model.context import (
+    deal_states,
+    gather_parts,
+    join_shares,
+    own_positions,
+    own_share,
+)
 from megatron_dna.model.head import (
     PredictionHead,
     likeliest_ids,
     masked_cross_entropy,
-    select_positions,
     without_padding_ids,
 )
 from megatron_dna.model.initialize import initialize_weights, mark_split_weights
@@ -73,6 +79,7 @@ def transformer_config(config: Config, layer_spec: str = "local") -> Transformer
         window_attn_skip_freq=local if any(local) else None,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         bf16=train.precision == "bf16",
         params_dtype=dtype,
@@ -126,38 +133,41 @@ class Embedding(MegatronModule):
         padded_vocab: int,
         num_mem_tokens: int,
         norm_bias: bool,
-        tp_group: torch.distributed.ProcessGroup,
+        groups: ProcessGroupCollection,
     ) -> None:
         super().__init__(config)
+        self.num_mem_tokens = num_mem_tokens
         if num_mem_tokens:
             self.initial_memory = torch.nn.Parameter(
                 torch.empty(num_mem_tokens, config.hidden_size, dtype=config.params_dtype)
             )
-        self.tp_group = tp_group
+        self.tp_group, self.cp_group = groups.tp, groups.cp
         self.word_embeddings = VocabParallelEmbedding(
             padded_vocab,
             config.hidden_size,
             init_method=config.init_method,
             config=config,
-            tp_group=tp_group,
+            tp_group=groups.tp,
         )
         self.norm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon, norm_bias)
 
     def forward(self, input_ids: Tensor, memory: Tensor | None) -> Tensor:
-        """Join memory and tokens.
+        """Join memory and tokens, as far as they are at this rank's positions.
 
         Args:
             input_ids: [micro_batch, C].
             memory: [M, micro_batch, hidden] of the segment before; None starts a window.
 
         Returns:
-            [M + C (/ tp under SP), micro_batch, hidden].
+            [(M + C) / cp (/ tp under SP), micro_batch, hidden].
         """
-        hidden = self.word_embeddings(input_ids).transpose(0, 1).contiguous()
+        own = own_positions(self.num_mem_tokens + input_ids.shape[1], self.cp_group)
+        first, last = (max(0, end - self.num_mem_tokens) for end in (own.start, own.stop))
+        hidden = self.word_embeddings(input_ids[:, first:last]).transpose(0, 1).contiguous()
         if memory is None and hasattr(self, "initial_memory"):
             memory = self.initial_memory[:, None, :].expand(-1, hidden.shape[1], -1)
         if memory is not None:
-            hidden = torch.cat((memory, hidden))
+            hidden = torch.cat((memory[own], hidden))
         if self.config.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(
                 hidden, group=self.tp_group
@@ -170,7 +180,7 @@ class StageOutput(NamedTuple):
     """What a stage makes of one segment."""
 
     hidden: Tensor | None = None
-    """Before the last stage: [M + C (/ tp under SP), micro_batch, hidden]."""
+    """Before the last stage: [(M + C) / cp (/ tp under SP), micro_batch, hidden]."""
     losses: Tensor | None = None
     """Last stage, with labels: cross-entropy in nats, fp32 [micro_batch, k]."""
     logits: Tensor | None = None
@@ -213,6 +223,7 @@ class DnaBert(LanguageModule):
         self.vocab_size = vocab_size
         self.pre_process = pre_process
         self.post_process = post_process
+        self.cp_group = groups.cp
         self.num_mem_tokens = memory.num_mem_tokens
         self.update_memory = MEMORY_UPDATES[memory.update]
         self.share_embeddings_and_output_weights = True
@@ -220,7 +231,7 @@ class DnaBert(LanguageModule):
         norm = ModuleSpec(module=LayerNorm, params={"bias": model.norm_bias})
         if pre_process:
             self.embedding = Embedding(
-                config, padded_vocab, memory.num_mem_tokens, model.norm_bias, groups.tp
+                config, padded_vocab, memory.num_mem_tokens, model.norm_bias, groups
             )
         self.decoder = TransformerBlock(
             config,
@@ -275,6 +286,8 @@ class DnaBert(LanguageModule):
             Before the last stage `hidden` only. On the last, `new_memory` (where M > 0) and
             `losses` (and `predictions`), or without `labels` the `logits`.
         """
+        length = self.num_mem_tokens + input_ids.shape[1]
+        angles = _angles(self.shape, length, input_ids.device)
         padding = None
         if attention_mask is not None:
             seen = F.pad(attention_mask, (self.num_mem_tokens, 0), value=True)
@@ -282,9 +295,7 @@ class DnaBert(LanguageModule):
         hidden = self.decoder(
             hidden_states=self.embedding(input_ids, memory) if self.pre_process else None,
             attention_mask=padding,
-            rotary_pos_emb=_angles(
-                self.shape, self.num_mem_tokens + input_ids.shape[1], input_ids.device
-            ),
+            rotary_pos_emb=angles[:, own_positions(length, self.cp_group)],
         )
         if not self.post_process:
             return StageOutput(hidden=hidden)
@@ -296,22 +307,40 @@ class DnaBert(LanguageModule):
             )
         new_memory = None
         if self.num_mem_tokens:
-            new_memory = self.update_memory(hidden[: self.num_mem_tokens], noise)
+            new_memory = self.update_memory(self._memory_states(hidden), noise)
         logits = self._logits(hidden, masked_positions + self.num_mem_tokens)
+        count = masked_positions.shape[1]
         if labels is not None:
-            # Before the loss, which works on the logits in place.
-            ids = likeliest_ids(logits, self.vocab_start, self.tp_group) if predict else None
-            losses = masked_cross_entropy(logits, labels)
+            ids = None
+            if predict:  # before the loss, which works on the logits in place
+                ids = likeliest_ids(logits, self.vocab_start, self.tp_group)
+                ids = join_shares(ids, count, self.cp_group).t()
+            losses = masked_cross_entropy(logits, own_share(labels, self.cp_group).t())
+            losses = join_shares(losses, count, self.cp_group).t()
             return StageOutput(losses=losses, predictions=ids, new_memory=new_memory)
         gathered = tensor_parallel.gather_from_tensor_model_parallel_region(
             logits, group=self.tp_group
         )
+        gathered = join_shares(gathered, count, self.cp_group)
         logits = gathered.transpose(0, 1)[..., : self.vocab_size]
         return StageOutput(logits=logits, new_memory=new_memory)
 
+    def _memory_states(self, hidden: Tensor) -> Tensor:
+        """Final states at the memory's slots, [M, micro_batch, hidden], the same on all CP ranks.
+
+        Each CP rank reads the memory at its own positions of the next segment: their gradients are
+        added up.
+        """
+        count = self.num_mem_tokens
+        if self.cp_group.size() == 1:
+            return hidden[:count]
+        slots = torch.arange(count, device=hidden.device).expand(hidden.shape[1], -1)
+        share = deal_states(hidden, slots, self.cp_group)
+        return gather_parts(share, self.cp_group, alike_after=False)[:count]
+
     def _logits(self, hidden: Tensor, masked_positions: Tensor) -> Tensor:
-        """[k, micro_batch, padded_vocab / tp] at the masked positions of the whole sequence."""
-        hidden = self.head(select_positions(hidden, masked_positions))
+        """[k / cp, micro_batch, padded_vocab / tp] at this CP rank's share of the positions."""
+        hidden = self.head(deal_states(hidden, masked_positions, self.cp_group))
         tied = self.shared_embedding_or_output_weight() if self.pre_process else None
         logits, _ = self.output_layer(hidden, weight=tied)
         return without_padding_ids(logits, self.vocab_size, self.vocab_start)

@@ -33,20 +33,6 @@ class PredictionHead(MegatronModule):
         return output
 
 
-def select_positions(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Hidden states at `positions`.
-
-    Args:
-        hidden: [seq, micro_batch, hidden].
-        positions: [micro_batch, k], indices into the sequence.
-
-    Returns:
-        [k, micro_batch, hidden].
-    """
-    index = positions.t().unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(0, index)
-
-
 def without_padding_ids(logits: Tensor, vocab_size: int, vocab_start: int) -> Tensor:
     """Give the ids that only pad the vocabulary no probability, in place.
 
@@ -66,15 +52,15 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: [k, micro_batch, padded_vocab / tp].
-        labels: [micro_batch, k].
+        labels: [k, micro_batch].
 
     Returns:
-        [micro_batch, k], fp32.
+        [k, micro_batch], fp32.
     """
     losses: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
-        logits.float(), labels.t().contiguous()
+        logits.float(), labels.contiguous()
     )
-    return losses.t()
+    return losses
 
 
 @torch.no_grad()
@@ -89,7 +75,7 @@ def likeliest_ids(logits: Tensor, vocab_start: int, tp_group: dist.ProcessGroup)
         tp_group: the ranks that share the vocabulary.
 
     Returns:
-        int64 [micro_batch, k], the same on every TP rank.
+        int64 [k, micro_batch], the same on every TP rank.
     """
     best, ids = logits.max(dim=-1, keepdim=True)
     every_best = tensor_parallel.gather_from_tensor_model_parallel_region(best, group=tp_group)
@@ -98,4 +84,4 @@ def likeliest_ids(logits: Tensor, vocab_start: int, tp_group: dist.ProcessGroup)
     )
     winner = every_best.argmax(dim=-1, keepdim=True)
     chosen: Tensor = every_id.gather(-1, winner)
-    return chosen.squeeze(-1).t()
+    return chosen.squeeze(-1)

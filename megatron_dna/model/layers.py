@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -28,6 +29,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_dna.config import Config, ConfigError, ModelConfig
+from megatron_dna.model.context import gather_parts
 
 
 def is_local_layer(model: ModelConfig, layer: int) -> bool:
@@ -139,10 +141,11 @@ class EncoderSelfAttention(SelfAttention):
 
 
 @lru_cache(maxsize=8)
-def _inside_window(seq_length: int, half_width: int, device: torch.device) -> Tensor:
-    """[seq, seq], True where query and key are at most `half_width` tokens apart."""
-    positions = torch.arange(seq_length, device=device)
-    return (positions[:, None] - positions[None, :]).abs() <= half_width
+def _inside_window(queries: range, keys: range, half_width: int, device: torch.device) -> Tensor:
+    """[queries, keys], True where two positions are at most `half_width` apart."""
+    rows = torch.arange(queries.start, queries.stop, device=device)
+    columns = torch.arange(keys.start, keys.stop, device=device)
+    return (rows[:, None] - columns[None, :]).abs() <= half_width
 
 
 class LocalCoreAttention(torch.nn.Module):
@@ -150,12 +153,18 @@ class LocalCoreAttention(torch.nn.Module):
 
     Megatron-Core's own local attention materialises the scores and drops the padding mask under a
     window (`fusions/fused_softmax.py`).
+
+    Under context parallelism it gathers the keys and values of the whole sequence, whichever the
+    spec: Transformer Engine's own attention has no padding masks there.
     """
 
-    def __init__(self, config: TransformerConfig, half_width: int | None, **_: Any) -> None:
+    def __init__(
+        self, half_width: int | None, pg_collection: ProcessGroupCollection, **_: Any
+    ) -> None:
         """`half_width`: tokens seen to each side, None for all."""
         super().__init__()
         self.half_width = half_width
+        self.cp_group = pg_collection.cp
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
@@ -163,37 +172,54 @@ class LocalCoreAttention(torch.nn.Module):
         """Attend.
 
         Args:
-            query: [seq, micro_batch, heads / tp, head_dim]; `key` and `value` alike.
+            query: [seq / cp, micro_batch, heads / tp, head_dim]; `key` and `value` alike.
             key: as `query`.
             value: as `query`.
             attention_mask: [micro_batch, 1, 1, seq], True where a key is padding; None if nowhere.
             **_: mask type and other options of Megatron-Core that the mask already tells.
 
         Returns:
-            [seq, micro_batch, hidden / tp].
+            [seq / cp, micro_batch, hidden / tp].
         """
-        seq_length, micro_batch = query.shape[:2]
-        allowed = None if attention_mask is None else ~attention_mask
-        if self.half_width is not None and self.half_width < seq_length - 1:
-            window = _inside_window(seq_length, self.half_width, query.device)
+        num_queries, micro_batch = query.shape[:2]
+        first = self.cp_group.rank() * num_queries
+        queries = range(first, first + num_queries)
+        keys, window = range(num_queries * self.cp_group.size()), None
+        if self.half_width is not None and self.half_width < len(keys) - 1:
+            reach = (queries.start - self.half_width, queries.stop + self.half_width)
+            keys = range(max(0, reach[0]), min(len(keys), reach[1]))
+            window = _inside_window(queries, keys, self.half_width, query.device)
+        if self.cp_group.size() > 1:
+            key, value = self._gather(key, value, keys)
+        allowed = None
+        if attention_mask is not None:
+            allowed = ~attention_mask[..., keys.start : keys.stop]
+        if window is not None:
             if allowed is None:
                 allowed = window
             else:
                 # Padding that sees no token sees itself: CUDA's kernels make NaN of an empty row.
-                allowed = (allowed & window) | _inside_window(seq_length, 0, query.device)
+                allowed = (allowed & window) | _inside_window(queries, keys, 0, query.device)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        return output.permute(2, 0, 1, 3).reshape(seq_length, micro_batch, -1)
+        return output.permute(2, 0, 1, 3).reshape(num_queries, micro_batch, -1)
+
+    def _gather(self, key: Tensor, value: Tensor, wanted: range) -> tuple[Tensor, Tensor]:
+        """Keys and values of the whole sequence, and of them those `wanted`."""
+        both = gather_parts(torch.cat((key, value), -1), self.cp_group, alike_after=False)
+        if len(wanted) < len(both):
+            both = both[wanted.start : wanted.stop].clone()  # the backward pass keeps no more
+        key, value = both.chunk(2, dim=-1)
+        return key, value
+
+
+def _half_width(model: ModelConfig, layer: int) -> int | None:
+    return model.local_attention // 2 if is_local_layer(model, layer) else None
 
 
 def local_layer(model: ModelConfig, layer: int) -> ModuleSpec:
     """Layer `layer` (counted from 0) in plain torch."""
     norm = ModuleSpec(module=LayerNorm, params={"bias": model.norm_bias})
-    half_width = model.local_attention // 2 if is_local_layer(model, layer) else None
-
-    def core_attention(**kwargs: Any) -> LocalCoreAttention:
-        return LocalCoreAttention(half_width=half_width, **kwargs)
-
     keys = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
     if layer > 0:
         keys["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
@@ -202,7 +228,7 @@ def local_layer(model: ModelConfig, layer: int) -> ModuleSpec:
         layer,
         SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=core_attention,
+            core_attention=partial(LocalCoreAttention, half_width=_half_width(model, layer)),
             linear_proj=RowParallelLinear,
         ),
         MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
@@ -221,12 +247,18 @@ def transformer_engine_layer(model: ModelConfig, layer: int) -> ModuleSpec:
         TERowParallelLinear,
     )
 
+    def core_attention(config: TransformerConfig, **kwargs: Any) -> torch.nn.Module:
+        if config.context_parallel_size > 1:
+            return LocalCoreAttention(_half_width(model, layer), **kwargs)
+        attention: torch.nn.Module = TEDotProductAttention(config=config, **kwargs)
+        return attention
+
     return _layer(
         model,
         layer,
         SelfAttentionSubmodules(
             linear_qkv=TELayerNormColumnParallelLinear if layer > 0 else TEColumnParallelLinear,
-            core_attention=TEDotProductAttention,
+            core_attention=core_attention,
             linear_proj=TERowParallelLinear,
         ),
         MLPSubmodules(linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear),

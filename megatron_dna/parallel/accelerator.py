@@ -93,7 +93,7 @@ def start_tp_overlap(config: Config) -> None:
     if config.fp8.first_last_layers_bf16:
         kinds.append(modes.NONE)
     base.initialize_ub(
-        shape=[config.seq_length * config.train.micro_batch_size, config.model.hidden_size],
+        shape=[config.context_length * config.train.micro_batch_size, config.model.hidden_size],
         tp_size=config.parallel.tensor_model_parallel_size,
         quantization_modes=kinds,
         dtype=torch.bfloat16,

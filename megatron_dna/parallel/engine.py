@@ -66,7 +66,7 @@ class SegmentEngine:
             schedule: the order of work.
             ring: this stage's neighbours.
             forward: computes a task.
-            hidden_shape: of a task between stages, [M + C (/ tp under SP), micro_batch, hidden].
+            hidden_shape: of a task between stages, [`residual_length`, micro_batch, hidden].
             memory_shape: [M, micro_batch, hidden], from the last stage to the first.
             dtype: of both.
             device: where they live.

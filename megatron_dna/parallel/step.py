@@ -73,7 +73,7 @@ def run_step(
 
     Args:
         model: this process's wrapped stage.
-        batches: this data-parallel rank's micro-batches; the same on all its TP and PP ranks.
+        batches: this data-parallel rank's micro-batches; the same on all its other ranks.
         config: the run's options.
         topology: this process's place.
         token_lengths: [vocab], bases in each token.
@@ -84,7 +84,7 @@ def run_step(
     """
     # Memory is made by the last stage.
     noise = noise if topology.is_last_stage else None
-    step = _Step(model, token_lengths, forward_only, noise, count_correct)
+    step = _Step(model, token_lengths, forward_only, noise, count_correct, topology.cp_rank == 0)
     device = token_lengths.device
     windows = [_on_device(batch, device) for batch in itertools.islice(batches, num_microbatches)]
     num_segments = windows[0].input_ids.shape[0]
@@ -140,12 +140,15 @@ class _Step:
         forward_only: bool,
         noise: MemoryNoise | None,
         count_correct: bool,
+        counts_masked: bool,
     ) -> None:
+        """`counts_masked`: whether this is the one rank of its CP group that Megatron counts."""
         self.model = model
         self.token_lengths = token_lengths
         self.forward_only = forward_only
         self.noise = noise
         self.count_correct = count_correct
+        self.counts_masked = counts_masked
         self.sums = torch.zeros(4, dtype=torch.float64, device=token_lengths.device)
         self.num_tokens = self.num_bases = 0
 
@@ -172,7 +175,10 @@ class _Step:
         )
 
     def loss_sum(self, output: StageOutput, batch: Batch, segment: int) -> tuple[Tensor, Tensor]:
-        """Sum of the segment's losses and number of its masked tokens; adds to the counts."""
+        """Sum of the segment's losses and number of its masked tokens; adds to the counts.
+
+        Every CP rank has all losses. Megatron adds up the numbers of masked tokens over DP and CP.
+        """
         labels, loss_mask = batch.labels[segment], batch.loss_mask[segment]
         losses, predictions = output.losses, output.predictions
         if output.logits is not None:
@@ -191,7 +197,7 @@ class _Step:
         self.sums += counted.double()
         self.num_tokens += int(batch.num_tokens[segment].sum())
         self.num_bases += int(batch.num_bases[segment].sum())
-        return loss_sum, num_masked.int()
+        return loss_sum, (num_masked * self.counts_masked).int()
 
     def megatron_forward_step(
         self, batches: Iterator[Batch], model: torch.nn.Module
@@ -208,7 +214,7 @@ class _Step:
 
 def _run_segments(step: _Step, windows: list[Batch], config: Config, topology: Topology) -> None:
     """The segment schedule over all windows, then Megatron's finalisation of the gradients."""
-    num_segments, micro_batch, segment_size = windows[0].input_ids.shape
+    num_segments, micro_batch, _ = windows[0].input_ids.shape
     num_masked = torch.zeros((), dtype=torch.int, device=step.token_lengths.device)
 
     def forward(task: Task, hidden: Tensor | None, memory: Tensor | None) -> StageResult:
@@ -223,14 +229,11 @@ def _run_segments(step: _Step, windows: list[Batch], config: Config, topology: T
         return StageResult(output.hidden, loss_sum, output.new_memory)
 
     mem, width = config.memory.num_mem_tokens, config.model.hidden_size
-    sequence = mem + segment_size
-    if config.parallel.sequence_parallel:
-        sequence //= topology.tp_size
     engine = SegmentEngine(
         SegmentSchedule(num_segments, config.memory.bptt_depth, len(windows)),
         topology.ring,
         forward,
-        hidden_shape=lambda _: (sequence, micro_batch, width),
+        hidden_shape=lambda _: (config.residual_length, micro_batch, width),
         memory_shape=(mem, micro_batch, width),
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         device=step.token_lengths.device,

@@ -36,12 +36,14 @@ class Ring:
 
 @dataclass(frozen=True)
 class Topology:
-    """This process's place in the TP x PP x DP grid, and the groups it belongs to."""
+    """This process's place in the TP x CP x PP x DP grid, and the groups it belongs to."""
 
     rank: int
     world_size: int
     tp_rank: int
     tp_size: int
+    cp_rank: int
+    cp_size: int
     pp_rank: int
     pp_size: int
     dp_rank: int
@@ -68,8 +70,8 @@ class Topology:
 
     @property
     def counts_loss(self) -> bool:
-        """Whether this process's loss is summed: one of the TP ranks of the last stage."""
-        return self.is_last_stage and self.tp_rank == 0
+        """Whether this process's loss is summed: one of the TP and CP ranks of the last stage."""
+        return self.is_last_stage and self.tp_rank == 0 and self.cp_rank == 0
 
 
 def initialize(config: Config, platform: Platform) -> Topology:
@@ -90,6 +92,7 @@ def initialize(config: Config, platform: Platform) -> Topology:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        context_parallel_size=config.parallel.context_parallel_size,
         distributed_timeout_minutes=max(1, round(minutes)),
     )
     # Initial weights are drawn by name, not from these streams; they serve Megatron's modules.
@@ -99,6 +102,8 @@ def initialize(config: Config, platform: Platform) -> Topology:
         world_size=dist.get_world_size(),
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=parallel_state.get_context_parallel_world_size(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         dp_rank=parallel_state.get_data_parallel_rank(),

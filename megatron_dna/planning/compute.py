@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_dna.config import Config
 from megatron_dna.model.encoder import padded_vocab_size
@@ -17,7 +17,7 @@ from megatron_dna.planning.gpus import (
 )
 from megatron_dna.planning.links import Link
 from megatron_dna.training.activations import item_bytes
-from megatron_dna.training.flops import attended_tokens
+from megatron_dna.training.flops import computed_keys
 
 LAYER_LAUNCHES = 25
 """Operations that a layer launches in the forward pass; twice as many in the backward pass."""
@@ -33,11 +33,20 @@ class Tick:
     """Of TP in both directions, which is in them; recomputation's too."""
     exposed_s: float
     """What of it no matrix product hides."""
+    context_s: float
+    """Of CP in both directions, which is in them: nothing hides it."""
 
     @property
     def total_s(self) -> float:
         """Both directions."""
         return self.forward_s + self.backward_s
+
+
+def context_bytes(config: Config) -> float:
+    """Keys and values of a layer, of all positions: what a CP group gathers for attention."""
+    rows = config.train.micro_batch_size * config.seq_length
+    tp = config.parallel.tensor_model_parallel_size
+    return 2 * rows * config.model.hidden_size * item_bytes(config) / tp
 
 
 class StageClock:
@@ -48,11 +57,12 @@ class StageClock:
         self.item = item_bytes(config)
         self.tp = config.parallel.tensor_model_parallel_size
         self.sharded = self.tp if config.parallel.sequence_parallel else 1
-        self.rows = config.train.micro_batch_size * config.seq_length
-        self.positions = config.train.micro_batch_size * config.num_masked_tokens
+        self.rows = config.train.micro_batch_size * config.context_length
+        self.positions = config.train.micro_batch_size * config.num_head_positions
         divisor = config.model.make_vocab_size_divisible_by
         self.vocab = padded_vocab_size(vocab_size, divisor) // self.tp
         self.link = Link(gpu, self.tp, 1)
+        self.context = Link(gpu, config.parallel.context_parallel_size, self.tp)
         self.peak = gpu.peak_flops(config.train.precision)
         self.bandwidth = 1e12 * MEMORY_EFFICIENCY * gpu.memory_tb_per_s
 
@@ -61,17 +71,18 @@ class StageClock:
         model, parallel = self.config.model, self.config.parallel
         count = model.num_layers // parallel.pipeline_model_parallel_size
         first = stage * count
-        forward = backward = communication = exposed = 0.0
+        forward = backward = communication = exposed = context = 0.0
         for layer in range(first, first + count):
             ahead, back = self._layer(layer)
             forward += ahead.forward_s
             backward += back.backward_s
             communication += ahead.communication_s + back.communication_s
             exposed += ahead.exposed_s + back.exposed_s
+            context += ahead.context_s + back.context_s
         ends = self._ends(stage)
         return Tick(
             forward + ends.forward_s, backward + ends.backward_s,
-            communication + ends.communication_s, exposed + ends.exposed_s,
+            communication + ends.communication_s, exposed + ends.exposed_s, context,
         )  # fmt: skip
 
     def _layer(self, layer: int) -> tuple[Tick, Tick]:
@@ -84,7 +95,7 @@ class StageClock:
         column += self._matmul(self.rows, width, 2 * ffn / tp, faster)
         row = self._matmul(self.rows, width / tp, width, faster)
         row += self._matmul(self.rows, ffn / tp, width, faster)
-        attention = 4 * self.rows * attended_tokens(self.config, layer) * width / tp
+        attention = 4 * self.rows * computed_keys(self.config, layer) * width / tp
         attention /= ATTENTION_EFFICIENCY * self.peak
         # Reads and writes: two norms and two sums; rotation; GeGLU.
         passes = 10 * width / self.sharded + 16 * width / tp + 5 * ffn / tp
@@ -102,13 +113,19 @@ class StageClock:
             in_forward = in_backward = hidden = 2 * self.link.all_reduce_s(shared)
             cover = column
         exposed = in_backward - min(hidden, cover)
-        ahead = Tick(busy + in_forward, 0.0, in_forward, in_forward)
-        back = Tick(0.0, busy_back + exposed, in_backward, exposed)
-        if self.config.train.recompute_granularity == "full":
+        # Keys and values are gathered; their gradients are added up and scattered.
+        one = self.context.gather_s(context_bytes(self.config))
+        ahead = Tick(busy + in_forward + one, 0.0, in_forward, in_forward, one)
+        back = Tick(0.0, busy_back + exposed + one, in_backward, exposed, one)
+        recompute = self.config.train.recompute_granularity
+        if recompute == "full":
             back = Tick(
                 0.0, back.backward_s + ahead.forward_s,
-                in_backward + in_forward, exposed + in_forward,
+                in_backward + in_forward, exposed + in_forward, 2 * one,
             )  # fmt: skip
+        elif recompute == "selective":
+            again = back.backward_s + attention + one
+            back = replace(back, backward_s=again, context_s=2 * one)
         return ahead, back
 
     def _ends(self, stage: int) -> Tick:
@@ -125,7 +142,7 @@ class StageClock:
             busy += 6 * 4 * self.positions * self.vocab / self.bandwidth  # cross-entropy in fp32
             if self.sharded > 1:
                 communication += self.link.gather_s(hidden)
-        return Tick(busy + communication, 2 * busy, communication, communication)
+        return Tick(busy + communication, 2 * busy, communication, communication, 0.0)
 
     def _matmul(self, rows: float, inner: float, outer: float, faster: float = 1.0) -> float:
         """Seconds of [rows, inner] x [inner, outer]: arithmetic or memory, what takes longer."""

@@ -38,6 +38,7 @@ class DryRun:
     rank: int
     world_size: int
     tp_rank: int
+    cp_rank: int
     pp_rank: int
     dp_rank: int
     parameters: int
@@ -70,7 +71,7 @@ def dry_run(config: Config, world_size: int, rank: int, vocab_size: int) -> DryR
         optimizer = build_optimizer(config, wrapped)
         segment = _segment_bytes(wrapped, config, place)
         return DryRun(
-            rank, world_size, place.tp_rank, place.pp_rank, place.dp_rank,
+            rank, world_size, place.tp_rank, place.cp_rank, place.pp_rank, place.dp_rank,
             sum(parameter.numel() for parameter in wrapped.parameters()),
             *state_bytes(wrapped, optimizer), segment,
         )  # fmt: skip
@@ -99,9 +100,8 @@ def _segment_bytes(model: DistributedDataParallel, config: Config, place: Topolo
     ids = torch.zeros(size, config.data.segment_size, dtype=torch.long)
     positions = torch.zeros(size, k, dtype=torch.long)
     if not place.is_first_stage:
-        length = config.seq_length // (place.tp_size if config.parallel.sequence_parallel else 1)
         dtype = next(model.parameters()).dtype
-        shape = (length, size, config.model.hidden_size)
+        shape = (config.residual_length, size, config.model.hidden_size)
         model.module.set_input_tensor(torch.zeros(shape, dtype=dtype, requires_grad=True))
     # torch has no fake form of the coalesced collectives that DP uses.
     if model.ddp_config.overlap_param_gather:

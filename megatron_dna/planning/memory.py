@@ -43,7 +43,8 @@ def stage_memory(
     """
     parameters = stage_parameters(config, vocab_size, stage)
     per_parameter = 12 if config.train.precision == "bf16" else 8
-    shards = dp if config.parallel.use_distributed_optimizer else 1
+    replicas = dp * config.parallel.context_parallel_size
+    shards = replicas if config.parallel.use_distributed_optimizer else 1
     kept = kept_segments(config, stage, schedule)
     has_segments = schedule.num_segments > 1
     activations = kept * segment_bytes(config, vocab_size, stage, has_segments)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from megatron_dna.config import Config
 from megatron_dna.parallel.schedule import SegmentSchedule
-from megatron_dna.planning.compute import StageClock, Tick
+from megatron_dna.planning.compute import StageClock, Tick, context_bytes
 from megatron_dna.planning.gpus import MEMORY_EFFICIENCY, USABLE_MEMORY, Gpu, check_fp8
 from megatron_dna.planning.links import Link
 from megatron_dna.planning.memory import StageMemory, stage_memory, weight_bytes
@@ -50,9 +50,9 @@ class Plan:
     """Forward and backward pass, recomputation left out."""
     tokens_per_step: int
     traffic: dict[str, Traffic]
-    """By kind: `tensor`, `pipeline`, `gradients`, `parameters`."""
+    """By kind: `tensor`, `context`, `pipeline`, `gradients`, `parameters`."""
     work_s: float
-    """Of the busiest stage in a step, TP's exposed communication included."""
+    """Of the busiest stage in a step, exposed communication of TP and CP included."""
     scheduled_s: float
     """The same and the pipeline's bubble."""
     optimizer_s: float
@@ -131,11 +131,13 @@ def make_plan(
     rank = _RankTraffic(config, vocab_size, gpu, dp, schedule)
     traffic = {
         "tensor": rank.tensor(slowest),
+        "context": rank.context(slowest),
         "pipeline": rank.pipeline(),
         "gradients": rank.gradients(slowest),
         "parameters": rank.parameters(slowest),
     }
-    outside = sum(part.exposed_s for kind, part in traffic.items() if kind != "tensor")
+    inside = ("tensor", "context")
+    outside = sum(part.exposed_s for kind, part in traffic.items() if kind not in inside)
     optimizer_s = _optimizer_s(config, vocab_size, gpu, dp)
     flops = 3 * config.train.global_batch_size * config.memory.max_n_segments
     return Plan(
@@ -201,12 +203,14 @@ class _RankTraffic:
         stages = range(self.pp)
         self.stage_parameters = max(stage_parameters(config, vocab_size, one) for one in stages)
         self.stage_weights = max(weight_bytes(config, vocab_size, one) for one in stages)
-        # Megatron's order of ranks: TP next to each other, then DP, then PP.
+        # Megatron's order of ranks: TP next to each other, then CP, DP, PP. CP ranks are replicas.
+        cp = parallel.context_parallel_size
         self.within = Link(gpu, self.tp, 1)
-        self.replicas = Link(gpu, dp, self.tp)
-        self.stages = Link(gpu, self.pp, self.tp * dp)
+        self.sequence = Link(gpu, cp, self.tp)
+        self.replicas = Link(gpu, cp * dp, self.tp)
+        self.stages = Link(gpu, self.pp, self.tp * cp * dp)
         micro_batch = config.train.micro_batch_size * config.model.hidden_size * self.item
-        self.hidden = micro_batch * config.seq_length
+        self.hidden = micro_batch * config.context_length
         self.memory = micro_batch * config.memory.num_mem_tokens
 
     def tensor(self, tick: Tick) -> Traffic:
@@ -221,6 +225,14 @@ class _RankTraffic:
         return Traffic(
             self.tasks * sent, self.tasks * tick.communication_s, self.tasks * tick.exposed_s
         )
+
+    def context(self, tick: Tick) -> Traffic:
+        """CP's gathers of keys and values, and the sums of their gradients."""
+        layers = self.config.model.num_layers // self.pp
+        count = 3 if self.config.train.recompute_granularity else 2
+        sent = layers * count * self.sequence.gather_bytes(context_bytes(self.config))
+        seconds = self.tasks * tick.context_s
+        return Traffic(self.tasks * sent, seconds, seconds)
 
     def pipeline(self) -> Traffic:
         """Hidden states and memory between stages, and their gradients.
@@ -237,7 +249,7 @@ class _RankTraffic:
         return Traffic(sent, total, 0.0 if has_segments else total)
 
     def gradients(self, tick: Tick) -> Traffic:
-        """DP's reduction in fp32; overlapped, behind the last backward task."""
+        """The reduction over DP and CP in fp32; overlapped, behind the last backward task."""
         total = 4.0 * self.stage_parameters
         sent, seconds = self.replicas.gather_bytes(total), self.replicas.gather_s(total)
         if not self.parallel.use_distributed_optimizer:
@@ -259,7 +271,8 @@ def _optimizer_s(config: Config, vocab_size: int, gpu: Gpu, dp: int) -> float:
     """Seconds of gradient norm and Adam: they read and write, and hardly compute."""
     pp = config.parallel.pipeline_model_parallel_size
     held = max(stage_parameters(config, vocab_size, stage) for stage in range(pp))
-    share = held / (dp if config.parallel.use_distributed_optimizer else 1)
+    replicas = dp * config.parallel.context_parallel_size
+    share = held / (replicas if config.parallel.use_distributed_optimizer else 1)
     # Main weight and two moments read and written; gradient read twice; the weight; its zeroing.
     moved = share * (6 * 4 + 2 * 4 + item_bytes(config)) + 4 * held
     return moved / (1e12 * MEMORY_EFFICIENCY * gpu.memory_tb_per_s)

@@ -41,9 +41,11 @@ def gib(value: float) -> str:
 
 
 def layout(plan: Plan) -> str:
-    """How the work is split, such as `TP 4 + SP x PP 2 x DP 32`."""
+    """How the work is split, such as `TP 4 + SP x PP 2 x DP 32`, with `x CP 2` where it is used."""
     parallel = plan.config.parallel
     sequence = " + SP" if parallel.sequence_parallel else ""
+    if parallel.context_parallel_size > 1:
+        sequence += f" x CP {parallel.context_parallel_size}"
     return (
         f"TP {parallel.tensor_model_parallel_size}{sequence} x "
         f"PP {parallel.pipeline_model_parallel_size} x DP {plan.dp}"
@@ -108,7 +110,8 @@ def _verdict(plan: Plan) -> str:
 
 def _time_table(plan: Plan) -> str:
     names = {
-        "tensor": "TP, in layers", "pipeline": "PP, between stages",
+        "tensor": "TP, in layers", "context": "CP, keys and values",
+        "pipeline": "PP, between stages",
         "gradients": "DP, gradients", "parameters": "DP, parameters",
     }  # fmt: skip
     rows = [["compute (busiest stage)", "", "", seconds(_pure_compute(plan))]]
@@ -125,7 +128,7 @@ def _time_table(plan: Plan) -> str:
 
 
 def _pure_compute(plan: Plan) -> float:
-    return plan.work_s - plan.traffic["tensor"].exposed_s
+    return plan.work_s - plan.traffic["tensor"].exposed_s - plan.traffic["context"].exposed_s
 
 
 def _run_table(plan: Plan) -> str:
@@ -186,6 +189,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "num_gpus": plan.num_gpus,
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
+        "context_parallel_size": parallel.context_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "data_parallel_size": plan.dp,
         "micro_batch_size": config.train.micro_batch_size,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from megatron_dna.config import Config
 from megatron_dna.model.encoder import padded_vocab_size
 from megatron_dna.model.layers import is_fp8_layer
+from megatron_dna.training.flops import computed_keys
 
 
 def item_bytes(config: Config) -> int:
@@ -23,21 +24,28 @@ def layer_bytes(config: Config, layer: int) -> float:
     attention makes of them; GeGLU's input, its two halves once more (one activated) and their
     product; cosines and sines; statistics of norms and attention, whose scores are never kept.
 
+    Under context parallelism attention keeps rotated queries and its result of the rank's own
+    positions, but keys and values of all that these see. Where it is recomputed, and gathers them
+    again, it keeps its own only.
+
     In FP8 the inputs of matrix products take a byte, in one orientation: the norms' results and
     GeGLU's product instead of BF16, attention's result besides.
     """
     model, parallel = config.model, config.parallel
-    tp = parallel.tensor_model_parallel_size
+    tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     sharded = tp if parallel.sequence_parallel else 1
     item, hidden, ffn = item_bytes(config), model.hidden_size, model.ffn_hidden_size
-    per_token = item * (4 * hidden / sharded + (6 * hidden + 5 * ffn) / tp)
+    gathers = cp > 1 and config.train.recompute_granularity != "selective"
+    keys = computed_keys(config, layer) / config.context_length
+    attention = (2 + 2 * keys if gathers else 6) * hidden
+    per_token = item * (4 * hidden / sharded + (attention + 5 * ffn) / tp)
     if is_fp8_layer(config, layer):
         per_token -= (item - 1) * (2 * hidden / sharded + ffn / tp)
         per_token += hidden / tp
     head_width = hidden // model.num_attention_heads
-    rotation = 4 * config.seq_length * head_width * item
+    rotation = 4 * config.context_length * head_width * item
     statistics = 4 * 2 / sharded + model.num_attention_heads / tp
-    rows = config.train.micro_batch_size * config.seq_length
+    rows = config.train.micro_batch_size * config.context_length
     return rotation + rows * (per_token + 4 * statistics)
 
 
@@ -45,7 +53,7 @@ def segment_bytes(config: Config, vocab_size: int, stage: int, has_segments: boo
     """What a stage saves of one segment of one micro-batch, in bytes.
 
     Under full recomputation the inputs of layers instead of what is in them. Selective
-    recomputation saves nothing here: attention keeps no scores that could be left out.
+    recomputation saves nothing without context parallelism: attention keeps no scores.
 
     Args:
         config: the run's options.
@@ -64,10 +72,8 @@ def segment_bytes(config: Config, vocab_size: int, stage: int, has_segments: boo
 
 def residual_bytes(config: Config) -> float:
     """Hidden states between two layers."""
-    parallel = config.parallel
-    sharded = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
-    rows = config.train.micro_batch_size * config.seq_length
-    return rows * config.model.hidden_size * item_bytes(config) / sharded
+    rows = config.train.micro_batch_size * config.residual_length
+    return rows * config.model.hidden_size * item_bytes(config)
 
 
 def ends_bytes(config: Config, vocab_size: int, stage: int, has_segments: bool) -> float:
@@ -81,9 +87,14 @@ def ends_bytes(config: Config, vocab_size: int, stage: int, has_segments: bool) 
     micro_batch = config.train.micro_batch_size
     kept = residual  # input of the final norm
     if config.memory.num_mem_tokens:
-        # New memory is a view of all final states.
-        kept += micro_batch * config.seq_length * model.hidden_size * item
+        # New memory is a view of all final states; under CP it is brought together.
+        states = (
+            config.seq_length
+            if parallel.context_parallel_size == 1
+            else config.memory.num_mem_tokens
+        )
+        kept += micro_batch * states * model.hidden_size * item
     # Head: inputs of dense, GELU, norm and decoder; the fp32 probabilities.
     padded_vocab = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
-    positions = micro_batch * config.num_masked_tokens
+    positions = micro_batch * config.num_head_positions
     return kept + positions * (4 * model.hidden_size * item + 4 * padded_vocab / tp)

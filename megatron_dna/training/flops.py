@@ -17,6 +17,18 @@ def attended_tokens(config: Config, layer: int) -> int:
     return config.seq_length
 
 
+def computed_keys(config: Config, layer: int) -> int:
+    """Keys whose scores with each query of `layer` a rank computes: more than count as FLOPs.
+
+    Under context parallelism a window is a mask over all keys that any query of the rank sees.
+    """
+    if config.parallel.context_parallel_size == 1:
+        return attended_tokens(config, layer)
+    if is_local_layer(config.model, layer):
+        return min(config.seq_length, config.context_length + config.model.local_attention)
+    return config.seq_length
+
+
 def segment_flops(config: Config, vocab_size: int) -> float:
     """FLOPs of the forward pass of one segment of one sample, through the whole model.
 

@@ -194,9 +194,7 @@ class _Scorer:
     def run(self, segments: _Segments, num_microbatches: int) -> None:
         """Score all segments of some micro-batches."""
         config, place = self.session.config, self.session.place
-        length = config.seq_length
-        if config.parallel.sequence_parallel:
-            length //= place.tp_size
+        length = config.residual_length
         size, width = config.train.micro_batch_size, config.model.hidden_size
         SegmentEngine(
             SegmentSchedule(self.num_segments, -1, num_microbatches),

@@ -127,7 +127,7 @@ def count_parameters(session: Session) -> int:
     """Parameters of the whole model, each counted once."""
     place = session.place
     own = 0
-    if place.dp_rank == 0:
+    if place.dp_rank == 0 and place.cp_rank == 0:
         for parameter in session.model.parameters():
             is_split: Any = getattr(parameter, "tensor_model_parallel", False)
             is_copy: Any = getattr(parameter, "shared", False)  # of the first stage's embedding
@@ -148,9 +148,10 @@ def _log_choices(session: Session, layer_spec: str) -> None:
     libraries = ", ".join(f"{name} {state}" for name, state in accelerator_libraries().items())
     logger.info("layers: %s in %s; %s", layer_spec, config.layer_precision, libraries)
     logger.info(
-        "layout: TP %d%s x PP %d x DP %d; micro-batch %d, %d of them a step on each DP rank",
-        place.tp_size, " with SP" if config.parallel.sequence_parallel else "", place.pp_size,
-        place.dp_size, config.train.micro_batch_size, session.num_microbatches,
+        "layout: TP %d%s x CP %d x PP %d x DP %d; micro-batch %d, %d of them a step on each DP "
+        "rank",
+        place.tp_size, " with SP" if config.parallel.sequence_parallel else "", place.cp_size,
+        place.pp_size, place.dp_size, config.train.micro_batch_size, session.num_microbatches,
     )  # fmt: skip
     logger.info(
         "model: %d parameters in %s; vocabulary of %d; %d of %d tokens masked",

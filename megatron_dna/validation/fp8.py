@@ -7,6 +7,8 @@ the blockwise recipe. Each rank's part of a matrix counts.
 
 from __future__ import annotations
 
+import math
+
 from megatron_dna.config import Config, Fp8Config
 from megatron_dna.validation.rules import (
     next_multiple,
@@ -115,9 +117,13 @@ def _validate_delayed(config: Config) -> None:
 
 
 def _validate_rows(config: Config) -> None:
-    """Rows of a rank's activations: (M + C) x micro-batch, over TP under sequence parallelism."""
+    """Rows of a rank's activations: (M + C) x micro-batch, over CP, and over TP under SP."""
     parallel, size = config.parallel, config.train.micro_batch_size
-    shards = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    split = {"context": parallel.context_parallel_size}
+    if parallel.sequence_parallel:
+        split["tensor_model"] = parallel.tensor_model_parallel_size
+    shards = math.prod(split.values())
+    over = "".join(f" / parallel.{kind}_parallel_size" for kind in split if split[kind] > 1)
     multiple = multiple_of(config.fp8)
     length = next_multiple(config.seq_length, smallest_factor(multiple * shards, size))
     batch = next_multiple(size, smallest_factor(multiple * shards, config.seq_length))
@@ -125,7 +131,7 @@ def _validate_rows(config: Config) -> None:
         config.seq_length * size % (multiple * shards) == 0, "data.segment_size",
         config.data.segment_size,
         f"must make (memory.num_mem_tokens + data.segment_size) x train.micro_batch_size"
-        f"{' / parallel.tensor_model_parallel_size' if shards > 1 else ''} "
+        f"{over} "
         f"({config.seq_length * size / shards:g}) a multiple of {multiple} under fp8.recipe "
         f"{config.fp8.recipe}",
         f"the next that fits is {length - config.memory.num_mem_tokens} "

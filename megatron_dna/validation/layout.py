@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_dna.config import Config
 from megatron_dna.validation.rules import (
     next_divisor,
@@ -19,10 +21,11 @@ def data_parallel_size(config: Config, world_size: int) -> int:
         ConfigError: the model-parallel sizes do not divide the world size.
     """
     parallel = config.parallel
-    model_size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    model_size: int = math.prod(getattr(parallel, name) for name in names)
     require(
         world_size % model_size == 0,
-        "parallel.tensor_model_parallel_size x parallel.pipeline_model_parallel_size",
+        " x ".join(f"parallel.{name}" for name in names),
         model_size,
         f"must divide the number of processes ({world_size})",
         f"start a multiple of {model_size} processes with torchrun --nproc_per_node",
@@ -54,7 +57,7 @@ def validate_layout(config: Config) -> None:
     model, parallel = config.model, config.parallel
     require_positive(
         "parallel", parallel, "tensor_model_parallel_size", "pipeline_model_parallel_size",
-        "timeout_minutes",
+        "context_parallel_size", "timeout_minutes",
     )  # fmt: skip
     require_one_of("parallel", parallel, "platform", ("auto", "cpu", "cuda"))
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
@@ -70,8 +73,11 @@ def validate_layout(config: Config) -> None:
             whole % size == 0, key, size, f"must divide model.{name} ({whole})",
             f"{next_divisor(whole, size)} does; or set model.{name} to {other}",
         )  # fmt: skip
-    if parallel.sequence_parallel:
-        _validate_sequence_parallel(config)
+    require(
+        tp > 1 or not parallel.sequence_parallel, "parallel.sequence_parallel", True,
+        "needs parallel.tensor_model_parallel_size > 1", "raise that, or set this to false",
+    )  # fmt: skip
+    _validate_length(config)
     if parallel.overlap_param_gather:
         require(
             parallel.use_distributed_optimizer and parallel.overlap_grad_reduce,
@@ -83,17 +89,20 @@ def validate_layout(config: Config) -> None:
         _validate_tp_comm_overlap(config)
 
 
-def _validate_sequence_parallel(config: Config) -> None:
-    tp, length = config.parallel.tensor_model_parallel_size, config.seq_length
+def _validate_length(config: Config) -> None:
+    """Positions over the ranks that share them: those of CP, and of TP under SP."""
+    parallel, length = config.parallel, config.seq_length
+    sizes = {"parallel.context_parallel_size": parallel.context_parallel_size}
+    if parallel.sequence_parallel:
+        sizes["parallel.tensor_model_parallel_size"] = parallel.tensor_model_parallel_size
+    shares = math.prod(sizes.values())
+    key = " x ".join(name for name, size in sizes.items() if size > 1)
+    under = " under parallel.sequence_parallel" if parallel.sequence_parallel else ""
+    fitting = next_multiple(length, shares) - config.memory.num_mem_tokens
     require(
-        tp > 1, "parallel.sequence_parallel", True,
-        "needs parallel.tensor_model_parallel_size > 1", "raise that, or set this to false",
-    )  # fmt: skip
-    fitting = next_multiple(length, tp) - config.memory.num_mem_tokens
-    require(
-        length % tp == 0, "parallel.tensor_model_parallel_size", tp,
-        f"must divide memory.num_mem_tokens + data.segment_size ({length}) under "
-        "parallel.sequence_parallel", f"the next data.segment_size that fits is {fitting}",
+        length % shares == 0, key, shares,
+        f"must divide memory.num_mem_tokens + data.segment_size ({length}){under}",
+        f"the next data.segment_size that fits is {fitting}",
     )  # fmt: skip
 
 

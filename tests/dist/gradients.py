@@ -18,12 +18,13 @@ def gather_main_grads(wrapped: Any, place: Topology) -> None:
     if not wrapped.ddp_config.use_distributed_optimizer:
         return
     # Every bucket is sharded by itself: the tied embedding has one of its own.
+    group = place.groups.dp_cp
     for bucket in (bucket for buffer in wrapped.buffers for bucket in buffer.buckets):
-        shard = bucket.grad_data.numel() // place.dp_size
-        own = slice(place.dp_rank * shard, (place.dp_rank + 1) * shard)
+        shard = bucket.grad_data.numel() // group.size()
+        own = slice(group.rank() * shard, (group.rank() + 1) * shard)
         reduced = torch.zeros_like(bucket.grad_data)
         reduced[own] = bucket.grad_data[own]
-        torch.distributed.all_reduce(reduced, group=place.groups.dp)
+        torch.distributed.all_reduce(reduced, group=group)
         bucket.grad_data.copy_(reduced)
 
 

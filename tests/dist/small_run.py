@@ -38,6 +38,7 @@ SHAPE = [
 ]
 TP = "parallel.tensor_model_parallel_size=2"
 PP = "parallel.pipeline_model_parallel_size=2"
+CP = "parallel.context_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 PLAIN = "parallel.use_distributed_optimizer=false"
 BF16 = "train.precision=bf16"

@@ -15,7 +15,7 @@ from megatron_dna.checkpoint.saving import save_checkpoint
 from megatron_dna.checkpoint.sharded import load_checkpoint
 from megatron_dna.checkpoint.state import TrainState
 from tests.dist.harness import run_ranks
-from tests.dist.small_run import BF16, PLAIN, PP, SP, TP, SmallRun
+from tests.dist.small_run import BF16, CP, PLAIN, PP, SP, TP, SmallRun
 
 
 def _weights(run: SmallRun) -> dict[str, torch.Tensor]:
@@ -52,6 +52,7 @@ SAME = {
     "tp2_pp2_sp": (4, [TP, PP, SP]),
     "dp2": (2, []),
     "dp2_plain": (2, [PLAIN]),
+    "cp2": (2, [CP]),
     "dp2_bf16": (2, [BF16]),
     "tp2_bf16_plain": (2, [TP, BF16, PLAIN]),
 }
@@ -84,9 +85,9 @@ def _train_on(folder: str, overrides: list[str], start: int, stop: int) -> list[
 
 def test_layouts_can_change_during_a_run(tmp_path: Path):
     """A difference means that resharding loses or mixes up weights or optimizer state."""
-    want = run_ranks(_train_on, 1, str(tmp_path / "whole"), [], 0, 16)[0]
+    want = run_ranks(_train_on, 1, str(tmp_path / "whole"), [], 0, 20)[0]
     got = []
-    for number, overrides in enumerate(([TP, SP], [PP], [], [PLAIN])):
+    for number, overrides in enumerate(([TP, SP], [PP], [], [CP], [PLAIN])):
         start = 4 * number
         folder = str(tmp_path / "parts")
         got += run_ranks(_train_on, 2, folder, overrides, start, start + 4)[0]
@@ -112,7 +113,7 @@ def test_resharding_keeps_every_bit(tmp_path: Path, precision: str):
     option = f"train.precision={precision}"
     run_ranks(_train_on, 1, str(tmp_path), [option], 0, 3)
     want = path = tmp_path / "iter_0000003"
-    for number, overrides in enumerate(([TP, SP], [PP], [], [TP, PLAIN], [])):
+    for number, overrides in enumerate(([TP, SP], [PP], [CP], [TP, PLAIN], [])):
         target = tmp_path / str(number)
         run_ranks(_copy, 2, str(path), str(target), [option, *overrides])
         path = target / "iter_0000003"
@@ -201,6 +202,7 @@ OTHERS = {
     "dp4": [],
     "pp4": ["parallel.pipeline_model_parallel_size=4"],
     "tp4": ["parallel.tensor_model_parallel_size=4", SP],
+    "cp2_tp2": [CP, TP, SP],
 }
 
 

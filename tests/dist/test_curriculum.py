@@ -15,7 +15,7 @@ from megatron_dna.parallel.step import run_step
 from megatron_dna.training.metrics import read_records
 from tests.dist.harness import run_ranks
 from tests.dist.small_data import write_data
-from tests.dist.small_run import BF16, PLAIN, PP, SP, TP, VOCAB, SmallRun, batches
+from tests.dist.small_run import BF16, CP, PLAIN, PP, SP, TP, VOCAB, SmallRun, batches
 from tests.dist.test_resume import _go_back, _record, _tensors, _train
 
 STAGES = [
@@ -90,7 +90,7 @@ def test_run_goes_on_at_other_layouts(tmp_path: Path):
     ]  # fmt: skip
     run_ranks(_train, 1, [*options, f"train.output_dir={whole}"])
     options.append(f"train.output_dir={parts}")
-    for start, extra in ((0, [TP, SP]), (6, [PP]), (12, ["train.micro_batch_size=1"]), (18, [TP])):
+    for start, extra in ((0, [TP, SP]), (6, [PP]), (12, ["train.micro_batch_size=1"]), (18, [CP])):
         if start:
             _go_back(parts, start)
         assert run_ranks(_train, 2, [*options, *extra]) == [start] * 2
@@ -101,7 +101,7 @@ def test_run_goes_on_at_other_layouts(tmp_path: Path):
         assert got_line == pytest.approx(want_line, rel=1e-5)
 
 
-@pytest.mark.parametrize("extra", [[], [TP, SP], [PP], [TP, PP]])
+@pytest.mark.parametrize("extra", [[], [TP, SP], [PP], [CP], [TP, PP]])
 def test_training_counts_correct_predictions_as_evaluation_does(extra: list[str]):
     """A difference means that accuracy over a split vocabulary is not accuracy."""
     for rank in run_ranks(_count_both_ways, 2 ** len([e for e in extra if e != SP]), extra):

@@ -41,8 +41,10 @@ def _sample(number: int) -> tuple[torch.Tensor, ...]:
     ids = torch.randint(6, VOCAB, (SEQ,), generator=generator)
     mask = torch.ones(SEQ, dtype=torch.bool)
     loss_mask = torch.ones(MASKED)
-    positions = torch.randperm(10, generator=generator)[:MASKED].sort().values
-    if number % 3 == 0:
+    is_padded = number % 3 == 0
+    order = torch.randperm(10 if is_padded else SEQ, generator=generator)
+    positions = order[:MASKED].sort().values
+    if is_padded:
         mask[12:] = False
         loss_mask[3:] = 0
     labels = torch.randint(6, VOCAB, (MASKED,), generator=generator)
@@ -112,6 +114,7 @@ def _reference() -> tuple[float, dict[str, torch.Tensor]]:
 
 TP = "parallel.tensor_model_parallel_size=2"
 PP = "parallel.pipeline_model_parallel_size=2"
+CP = "parallel.context_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 PLAIN = "parallel.use_distributed_optimizer=false"
 FULL, SELECTIVE = (f"train.recompute_granularity={kind}" for kind in ("full", "selective"))
@@ -130,6 +133,11 @@ LAYOUTS = {
     "pp2_dp2": (4, [PP]),
     "tp2_dp2_sp": (4, [TP, SP]),
     "tp2_dp2_plain_optimizer": (4, [TP, PLAIN]),
+    "cp2": (2, [CP]),
+    "cp4_full_recompute": (4, ["parallel.context_parallel_size=4", FULL]),
+    "cp2_tp2_sp": (4, [CP, TP, SP]),
+    "cp2_pp2": (4, [CP, PP, "parallel.overlap_grad_reduce=true"]),
+    "cp2_dp2_plain_optimizer_selective_recompute": (4, [CP, PLAIN, SELECTIVE]),
 }
 
 

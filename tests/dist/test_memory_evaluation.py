@@ -152,6 +152,7 @@ LAYOUTS = {
     "dp2": (2, []),
     "tp2_sp": (2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]),
     "pp2": (2, ["parallel.pipeline_model_parallel_size=2"]),
+    "cp2": (2, ["parallel.context_parallel_size=2"]),
     "tp2_pp2": (
         4,
         ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"],

@@ -36,11 +36,12 @@ def _sample(number: int, num_segments: int) -> tuple[torch.Tensor, ...]:
     shape = (num_segments, MASKED)
     ids = torch.randint(6, VOCAB, (num_segments, SEQ), generator=generator)
     mask = torch.ones(num_segments, SEQ, dtype=torch.bool)
-    positions = torch.randint(1, 10, shape, generator=generator)
+    positions = torch.randint(1, SEQ, shape, generator=generator)
     labels = torch.randint(6, VOCAB, shape, generator=generator)
     loss_mask = torch.ones(shape)
     if number % 3 == 0:
         mask[-1, 11:] = False
+        positions[-1] %= 11
         loss_mask[-1, 1:] = 0
     return ids, mask, positions, labels, loss_mask
 
@@ -153,6 +154,7 @@ TP, PP, SP = (
     "parallel.pipeline_model_parallel_size=2",
     "parallel.sequence_parallel=true",
 )
+CP = "parallel.context_parallel_size=2"
 LAYOUTS = {
     "one": (1, []),
     "tp2_sp": (2, [TP, SP]),
@@ -163,6 +165,8 @@ LAYOUTS = {
     "tp2_pp2": (4, [TP, PP]),
     "tp2_pp2_sp": (4, [TP, PP, SP]),
     "pp2_dp2": (4, [PP]),
+    "cp2_tp2_sp": (4, [CP, TP, SP]),
+    "cp2_pp2": (4, [CP, PP]),
 }
 
 
@@ -192,3 +196,18 @@ def test_memory_equals_the_reference(references, layout: str):
         for name, gradient in want.items():
             error = (got[name] - gradient).norm() / gradient.norm()
             assert error <= 1e-4, f"{case} {name}: relative error {error:.2e}"
+
+
+def test_memory_may_be_longer_than_the_part_of_a_context_parallel_rank():
+    """A difference means that slots, or ranks without tokens, are mixed up or left out."""
+    many = [f"memory.num_mem_tokens={SEQ + 8}"]  # of 24 positions a rank
+    cases = [case(3, -1, 4), case(3, 2, 4, "binary", "train.recompute_granularity=selective")]
+    (whole,) = run_ranks(ours, 1, many, cases)
+    ranks = run_ranks(ours, 2, [*many, CP], cases)
+    for number, (want_loss, want, _) in enumerate(whole):
+        want = assemble([want])
+        got = assemble([rank[number][1] for rank in ranks])
+        assert [rank[number][0] for rank in ranks] == pytest.approx([want_loss] * 2, rel=1e-5)
+        for name, gradient in want.items():
+            error = (got[name] - gradient).norm() / gradient.norm()
+            assert error <= 1e-4, f"{cases[number]} {name}: relative error {error:.2e}"

@@ -22,8 +22,9 @@ from megatron_dna.planning.parameters import stage_parameters, total_parameters
 from megatron_dna.planning.saved import SavedBytes
 from megatron_dna.training.activations import segment_bytes
 from megatron_dna.training.flops import attended_tokens, segment_flops
+from megatron_dna.validation import data_parallel_size
 from tests.dist.harness import run_ranks
-from tests.dist.small_run import PLAIN, PP, SP, TP, VOCAB, SmallRun
+from tests.dist.small_run import CP, PLAIN, PP, SP, TP, VOCAB, SmallRun
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
@@ -45,19 +46,19 @@ def _without_group(function, *args):
     return function(*args)
 
 
-def _dry_runs(recipe: str, worlds: list[int]) -> tuple[int, list[tuple[DryRun, list[float]]]]:
+def _dry_runs(
+    recipe: str, worlds: list[int], overrides: list[str]
+) -> tuple[int, list[tuple[DryRun, list[float]]]]:
     """Parameters of the whole model, and of each world's first and last rank what was planned."""
     path = EXAMPLES / f"{recipe}.yaml"
     whole = load_config(path, [*WHOLE, "train.micro_batch_size=1"])
     parameters = dry_run(whole, 1, 0, IDS).parameters
-    config = load_config(path)
+    config = load_config(path, overrides)
     runs = []
     for world_size in worlds:
-        tp, pp = (config.parallel.tensor_model_parallel_size,
-                  config.parallel.pipeline_model_parallel_size)  # fmt: skip
-        dp = world_size // (tp * pp)
-        overrides = [f"train.global_batch_size={dp * config.train.micro_batch_size}"]
-        config = load_config(path, overrides)
+        dp = data_parallel_size(config, world_size)
+        batch = f"train.global_batch_size={dp * config.train.micro_batch_size}"
+        config = load_config(path, [*overrides, batch])
         for rank in sorted({0, world_size - 1}):
             run = dry_run(config, world_size, rank, IDS)
             schedule = SegmentSchedule(config.memory.max_n_segments, -1, 1)
@@ -70,13 +71,14 @@ def _dry_runs(recipe: str, worlds: list[int]) -> tuple[int, list[tuple[DryRun, l
     return parameters, runs
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_builds_in_a_world_that_is_not_there(recipe: str) -> None:
+@pytest.mark.parametrize("options", [*RECIPES, f"7b_rmt {CP}"])
+def test_recipe_builds_in_a_world_that_is_not_there(options: str) -> None:
     """A layout that Megatron-Core refuses would be found out with 256 GPUs waiting."""
+    recipe, *overrides = options.split()
     text = (EXAMPLES / f"{recipe}.yaml").read_text()
     gpus = int(re.search(r"--num-gpus (\d+)", text)[1])
-    worlds = [gpus, 2048] if recipe.startswith("7b") else [gpus]
-    parameters, runs = _alone(_dry_runs, recipe, worlds)
+    worlds = [gpus, 2048] if options.startswith("7b") and not overrides else [gpus]
+    parameters, runs = _alone(_dry_runs, recipe, worlds, overrides)
     config = load_config(EXAMPLES / f"{recipe}.yaml")
     assert parameters == total_parameters(config, IDS)
     for run, (own, weights, gradients, optimizer, segment) in runs:
@@ -97,9 +99,11 @@ SHAPE = [
     "model.num_attention_heads=4", "data.segment_size=120", "train.micro_batch_size=2",
     "train.global_batch_size=16",
 ]  # fmt: skip
+WINDOWS = ["model.global_attn_every_n_layers=2", "model.local_attention=16"]
 RMT = ["memory.num_mem_tokens=8", "memory.max_n_segments=3", "memory.update=binary"]
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 FULL = "train.recompute_granularity=full"
+SELECTIVE = "train.recompute_granularity=selective"
 
 
 def _windows(config: Config) -> Iterator[Batch]:
@@ -153,6 +157,9 @@ def _measured(overrides: list[str]) -> tuple[list[float], list[float]]:
         (2, [FP32, PP]),
         (2, [BF16, PP, *RMT]),
         (4, [BF16, TP, SP, PP, *RMT]),
+        (2, [BF16, CP, SELECTIVE, *RMT]),
+        (4, [BF16, "parallel.context_parallel_size=4", *RMT, *WINDOWS]),
+        (4, [FP32, TP, SP, CP, FULL]),
     ],
     ids=lambda value: None if isinstance(value, int) else _name(value),
 )

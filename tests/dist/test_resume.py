@@ -19,7 +19,7 @@ from megatron_dna.config import load_config
 from megatron_dna.training.metrics import read_records
 from tests.dist.harness import run_ranks
 from tests.dist.small_data import write_data
-from tests.dist.small_run import BF16, PLAIN, PP, SP, TP
+from tests.dist.small_run import BF16, CP, PLAIN, PP, SP, TP
 
 CLOCK = ("per_second", "per_device")
 
@@ -99,10 +99,11 @@ def test_resumed_run_equals_unbroken_run(tmp_path: Path, layout: str):
 def test_run_goes_on_at_other_layouts(tmp_path: Path):
     """A difference means that a run depends on how many machines it was given on the way."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = [*write_data(tmp_path), "train.train_iters=15", "checkpoint.save_interval=5"]
+    options = [*write_data(tmp_path), "train.train_iters=20", "checkpoint.save_interval=5"]
     run_ranks(_train, 1, [*options, f"train.output_dir={whole}"])
     options.append(f"train.output_dir={parts}")
-    for start, extra in ((0, [TP, SP]), (5, [PP]), (10, ["train.micro_batch_size=1"])):
+    layouts = ([TP, SP], [PP], [CP], ["train.micro_batch_size=1"])
+    for start, extra in zip(range(0, 20, 5), layouts, strict=True):
         if start:
             _go_back(parts, start)
         assert run_ranks(_train, 2, [*options, *extra]) == [start] * 2

@@ -15,7 +15,7 @@ from megatron_dna.training.baselines import compute_baselines
 from megatron_dna.training.metrics import read_records
 from tests.dist.harness import run_ranks
 from tests.dist.small_data import write_data
-from tests.dist.small_run import PLAIN, PP, SP, TP, SmallRun
+from tests.dist.small_run import CP, PLAIN, PP, SP, TP, SmallRun
 
 
 def _norms(overrides: list[str]) -> tuple[list[float], list[float]]:
@@ -33,6 +33,7 @@ LAYOUTS = {
     "tp2_sp_plain": (2, [TP, SP, PLAIN]),
     "pp2": (2, [PP]),
     "dp2_plain": (2, [PLAIN]),
+    "cp2": (2, [CP]),
     "dp2_overlap": (2, OVERLAP),
     "tp2_pp2_sp": (4, [TP, PP, SP]),
 }
@@ -109,8 +110,9 @@ def test_evaluation_is_repeatable_and_token_weighted(tmp_path: Path):
     ((first, second, loss),) = run_ranks(_evaluate_twice, 1, options)
     assert first == second
     assert first["valid/loss"] == pytest.approx(loss, rel=1e-5)
-    for got, _, _ in run_ranks(_evaluate_only, 2, options):
-        assert got == pytest.approx(first, rel=1e-5)
+    for extra in ([], [CP]):
+        for got, _, _ in run_ranks(_evaluate_only, 2, [*options, *extra]):
+            assert got == pytest.approx(first, rel=1e-5)
 
 
 def _evaluate_only(overrides: list[str]) -> tuple[dict[str, float], None, None]:

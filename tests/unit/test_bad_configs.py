@@ -49,6 +49,16 @@ BAD = [
         "must divide model.num_layers (2)", "2 does"),
     Bad("parallel.tensor_model_parallel_size=2", "parallel.tensor_model_parallel_size", "2",
         "number of processes (1)", "--nproc_per_node"),
+    Bad("parallel.context_parallel_size=0", "parallel.context_parallel_size", "0", "positive",
+        "above 0"),
+    Bad("parallel.context_parallel_size=3", "parallel.context_parallel_size", "3",
+        "must divide memory.num_mem_tokens + data.segment_size (64)", "fits is 66"),
+    Bad("parallel.context_parallel_size=2", "parallel.context_parallel_size", "2",
+        "number of processes (1)", "multiple of 2 processes"),
+    Bad("parallel.tensor_model_parallel_size=2 & parallel.sequence_parallel=true & "
+        "parallel.context_parallel_size=2 & memory.num_mem_tokens=2",
+        "parallel.context_parallel_size x parallel.tensor_model_parallel_size", "4",
+        "(66) under parallel.sequence_parallel", "data.segment_size that fits is 66"),
     Bad("parallel.sequence_parallel=true", "parallel.sequence_parallel", "true",
         "needs parallel.tensor_model_parallel_size > 1", "to false"),
     Bad("parallel.overlap_param_gather=true", "parallel.overlap_param_gather", "true",
@@ -87,6 +97,9 @@ BAD = [
     Bad("fp8.param_gather=true", "fp8.param_gather", "true", "needs fp8.recipe", "to tensorwise"),
     Bad(FP8 + " & parallel.platform=auto & data.segment_size=62", "data.segment_size", "62",
         "train.micro_batch_size (248) a multiple of 16", "fits is 64 (or a train.micro_batch_size"),
+    Bad(FP8 + " & parallel.platform=auto & parallel.context_parallel_size=2 & data.segment_size=44",
+        "data.segment_size", "44", "/ parallel.context_parallel_size (88) a multiple of 16",
+        "fits is 48 (or a train.micro_batch_size"),
 ]  # fmt: skip
 
 

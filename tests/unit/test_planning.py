@@ -16,7 +16,7 @@ from megatron_dna.planning.dry_run import DryRun
 from megatron_dna.planning.gpus import GPUS, find_gpu
 from megatron_dna.planning.links import Link
 from megatron_dna.planning.plan import make_plan, other_recompute, schedule_times
-from megatron_dna.planning.report import page
+from megatron_dna.planning.report import as_json, page, search_table
 from megatron_dna.planning.search import search
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +103,55 @@ def test_stages_wait_for_each_other_unless_segments_hide_it():
         assert plan.traffic["pipeline"].bytes_sent == pytest.approx(sends * one)
 
 
+LONG = ["data.segment_size=32768", "train.micro_batch_size=1", "train.global_batch_size=32",
+        "fp8.recipe=none"]  # fmt: skip
+TP4, CP4 = "parallel.tensor_model_parallel_size=4", "parallel.context_parallel_size=4"
+SELECTIVE = "train.recompute_granularity=selective"
+
+
+def test_context_parallelism_shares_positions_and_pays_for_keys_and_values():
+    """Activations that were not split, or gathers that cost nothing, would rank it wrongly."""
+    one, four, again = (
+        make_plan(_recipe("7b", *LONG, TP4, "model.global_attn_every_n_layers=1", *more),
+                  128, H100, VOCAB)
+        for more in ([], [CP4], [CP4, SELECTIVE])
+    )  # fmt: skip
+    assert (one.dp, four.dp) == (32, 8)
+    for part in ("weights", "gradients", "optimizer"):
+        assert getattr(four.memory, part) == getattr(one.memory, part)
+    assert again.memory.activations == pytest.approx(one.memory.activations / 4, rel=0.01)
+    # Keys and values of all positions, 8 numbers a token instead of 4 (rotated or not) of its own.
+    layer = 2 * 8192 * 4096 / 4
+    kept = four.memory.activations - again.memory.activations
+    assert kept == pytest.approx(48 * (8 - 4) * layer)
+    # Gathered in the forward pass, gradients added up in the backward pass: of 3 in 4 ranks.
+    whole = 2 * 4 * layer
+    assert four.traffic["context"].bytes_sent == four.num_microbatches * 48 * 2 * 3 / 4 * whole
+    assert again.traffic["context"].bytes_sent == 1.5 * four.traffic["context"].bytes_sent
+    assert one.traffic["context"].bytes_sent == one.traffic["context"].total_s == 0
+    assert four.traffic["context"].exposed_s == four.traffic["context"].total_s > 0
+    assert again.work_s > four.work_s > one.work_s * four.num_microbatches / 4
+    assert (four.flops_per_token, four.tokens_per_step) == (
+        one.flops_per_token,
+        one.tokens_per_step,
+    )
+
+
+def test_search_offers_context_parallelism():
+    """Without it long sequences on many GPUs with a small batch are said not to fit."""
+    config = _recipe("7b", *LONG, "train.global_batch_size=4")
+    plans = search(config, 64, H100, VOCAB)
+    sizes = {plan.config.parallel.context_parallel_size for plan in plans}
+    assert sizes == {1, 2, 4, 8}
+    chosen = next(plan for plan in plans if plan.config.parallel.context_parallel_size == 2)
+    assert " x CP 2 x PP " in search_table([chosen])
+    assert as_json(chosen)["context_parallel_size"] == 2
+    kinds = {(plan.config.parallel.context_parallel_size > 1,
+              plan.config.train.recompute_granularity) for plan in plans}  # fmt: skip
+    assert (True, "selective") in kinds
+    assert (False, "selective") not in kinds
+
+
 def test_links_know_where_a_node_ends():
     inside, across = Link(H100, 8, 1), Link(H100, 16, 1)
     assert inside.inside_node
@@ -128,6 +177,7 @@ def test_search_ranks_layouts_that_fit_and_train_the_same():
     assert len({plan.config.parallel.pipeline_model_parallel_size for plan in plans}) > 1
     assert {plan.config.train.recompute_granularity for plan in plans} == {None, "full"}
     assert len({plan.config.train.micro_batch_size for plan in plans}) > 1
+    assert {plan.config.train.recompute_granularity for plan in plans} >= {None, "full"}
     own = make_plan(config, 256, H100, VOCAB)
     assert own.tokens_per_s in speeds
 

@@ -14,6 +14,7 @@ import torch
 from megatron_dna.checkpoint.tensors import model_tensors
 from megatron_dna.config import load_config
 from megatron_dna.model.encoder import build_model, transformer_config
+from megatron_dna.model.layers import LocalCoreAttention
 from megatron_dna.parallel import topology
 from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.parallel.topology import Topology
@@ -21,6 +22,7 @@ from megatron_dna.parallel.topology import Topology
 try:
     import transformer_engine.pytorch
     from megatron.core import fp8_utils
+    from megatron.core.extensions.transformer_engine import TELayerNormColumnParallelLinear
     from transformer_engine.pytorch import quantization
 except (ImportError, OSError) as error:  # absent, or made for another machine
     pytest.skip(f"Transformer Engine cannot be imported: {error}", allow_module_level=True)
@@ -104,3 +106,14 @@ def test_autocast_is_on_around_the_layers_asked_for(
     model(torch.zeros(2, 32, dtype=torch.long), None, positions, positions)
     assert seen == want
     assert not quantization.FP8GlobalStateManager.is_fp8_enabled()
+
+
+def test_context_parallelism_takes_attention_that_gathers(place: Topology):
+    """Transformer Engine's own refuses padding masks there, which short documents need."""
+    config = load_config(None, [*SHAPE, "parallel.context_parallel_size=2"])
+    model = build_model(config, 90, place.groups, "transformer_engine", torch.device("cpu"))
+    for layer, half_width in zip(model.decoder.layers, (None, 64, None, 64), strict=True):
+        attention = layer.self_attention.core_attention
+        assert isinstance(attention, LocalCoreAttention)
+        assert attention.half_width == half_width
+        assert isinstance(layer.mlp.linear_fc1, TELayerNormColumnParallelLinear)
