@@ -17,11 +17,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.dist.whole_runs import children
 from tests.integration.commands import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
@@ -74,11 +75,13 @@ class Slurm:
         folder: has its logs.
         environment: with which Slurm's commands find it.
         nodes: names of its nodes.
+        daemons: those that run, by the names of their logs.
     """
 
     folder: Path
     environment: dict[str, str]
     nodes: tuple[str, ...]
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(self, *command: str | Path, **variables: str | Path) -> str:
         """Run a command, such as `sbatch` or a script that calls it, in the repository's root.
@@ -114,7 +117,17 @@ class Slurm:
         jobs = [{name: value for name, _, value in fields} for fields in words]
         return [job for job in jobs if "JobState" in job]
 
-    def wait(self, until: Callable[[list[dict[str, str]]], bool] | None = None) -> None:
+    def processes(self, node: str) -> dict[int, list[str]]:
+        """What runs on a node, one of several: programs and their arguments by process."""
+        found, unseen = {}, [self.daemons[f"slurmd_{node}"].pid]
+        while unseen:
+            pid = unseen.pop()
+            unseen += children(pid)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return found
+
+    def wait(self, until: Callable[[list[dict[str, str]]], object] | None = None) -> None:
         """Wait for `until`, which is given all jobs; unless given, until all have ended."""
         while not (until or _have_ended)(self.jobs()):
             time.sleep(0.2)
@@ -261,6 +274,7 @@ def _daemon(
         process = subprocess.Popen(
             command, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
         )
+    slurm.daemons[log_name or command[0]] = process
     try:
         yield process
     finally:

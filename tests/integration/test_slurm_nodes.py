@@ -1,0 +1,113 @@
+"""slurm/pretrain.sbatch on two nodes of a real Slurm: pre-empted, and ended or not by faults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.dist.harness import run_ranks
+from tests.dist.small_data import write_data
+from tests.dist.test_resume import _record, _tensors, _train
+from tests.integration.pretraining_job import PretrainingJob, submit_pretraining
+from tests.integration.slurm import Slurm, slurm_cluster
+
+SMALL_SHARE = ("--oversubscribe", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=1G")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm_cluster(tmp_path_factory.mktemp("slurm"), gpus=8, nodes=2) as running:
+        yield running
+
+
+def processes(job: PretrainingJob, script: str) -> dict[str, list[int]]:
+    """Python processes of the job that run a script, by node."""
+    return {
+        node: [
+            pid
+            for pid, words in job.slurm.processes(node).items()
+            if Path(words[0]).name.startswith("python") and script in words[1:3]
+        ]
+        for node in job.slurm.nodes
+    }
+
+
+def test_a_preempted_job_on_two_nodes_finishes(slurm: Slurm, tmp_path: Path):
+    """The world of two nodes comes up anew, and ends as that of one node."""
+    options = [*write_data(tmp_path), "train.train_iters=100", "train.eval_interval=0",
+               "logging.log_interval=1"]  # fmt: skip
+    job = submit_pretraining(slurm, tmp_path, options, ["--nodes=2"], NPROC=1)
+    job.wait_for(lambda: job.has_saved)
+    ranks = processes(job, "pretrain_dna_bert.py")
+    assert [len(pids) for pids in ranks.values()] == [1, 1], ranks
+    slurm.run("scontrol", "requeue", job.id)
+    job.wait_for_end()
+    state = job.state()
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), job.logs()
+    logs = {path.name: path.read_text() for path in (job.out / "logs").iterdir()}
+    assert logs.keys() == {"node1.log", "node2.log"}
+    log = "".join(logs.values())
+    assert log.count("2 processes over gloo") == 2
+    (start,) = re.findall(r"resumed from .*: iteration (\d+)", log)
+    assert 5 <= int(start) < 100
+    for number in range(2):
+        recorded = (job.out / "environment" / f"{job.id}-{number}.txt").read_text()
+        assert "nodes: node[1-2]; " in recorded
+        assert "SLURM_JOB_NUM_NODES=2" in recorded
+    whole = tmp_path / "whole"
+    run_ranks(_train, 2, [*options, f"train.output_dir={whole}"])
+    assert _record(job.out) == _record(whole)
+    expected, found = _tensors(whole), _tensors(job.out)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+PYTHON = """\
+#!/bin/sh
+[ "$1" != -m ] || exit 0 # pip
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || exit 0
+[ -z "$SAVES" ] || echo iter_0000005 >"$SAVES"
+"""
+"""In place of Python: what a launcher's end looks like to the batch script."""
+
+SECOND_LATER = '[ "$SLURM_NODEID" -eq 0 ] || sleep 1; exit {}\n'
+SECOND_KILLED = '[ "$SLURM_NODEID" -eq 1 ] || exec sleep 600; kill -9 $$\n'
+ENDS = {
+    "bad option": (SECOND_LATER.format(2), "2:0"),
+    "diverged": (SECOND_LATER.format(3), "3:0"),
+    "crashed": (SECOND_LATER.format(1), "1:0"),
+    "stopped": (SECOND_LATER.format(75), "75:0"),
+    "launcher killed, other node hangs": (SECOND_KILLED, "137:0"),
+}
+AGAIN = ("crashed", "stopped", "launcher killed, other node hangs")
+
+
+def test_a_fault_ends_the_job_unless_it_got_further(slurm: Slurm, tmp_path: Path):
+    """A bad option must not be queued for ever, nor a run of weeks end with its fourth bad GPU."""
+    jobs = {}
+    for end, (last, _) in ENDS.items():
+        for saves in (False, True):
+            folder = tmp_path / f"{end}, {'saved' if saves else 'not saved'}".replace(" ", "_")
+            (folder / "run/checkpoints").mkdir(parents=True)
+            (folder / "python").write_text(PYTHON + last)
+            (folder / "python").chmod(0o755)
+            latest = folder / "run/checkpoints/latest" if saves else ""
+            jobs[end, saves] = submit_pretraining(
+                slurm, folder, (), ["--nodes=2", *SMALL_SHARE],
+                PYTHON=folder / "python", SAVES=latest, SLURM_WAIT=3,
+            )  # fmt: skip
+    slurm.wait()
+    found = {}
+    for case, job in jobs.items():
+        state = job.state()
+        found[case] = (state["JobState"], state["ExitCode"], state["Restarts"])
+    assert found == {
+        (end, saves): ("COMPLETED", "0:0", "1")
+        if saves and end in AGAIN
+        else ("FAILED", ENDS[end][1], "0")
+        for end, saves in jobs
+    }
