@@ -127,6 +127,17 @@ class Slurm:
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         return found
 
+    def node_states(self) -> list[str]:
+        """One a node, such as "idle"; none as long as the controller does not answer."""
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--Node", "--format=%T"],
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        return done.stdout.split()
+
     def wait(self, until: Callable[[list[dict[str, str]]], object] | None = None) -> None:
         """Wait for `until`, which is given all jobs; unless given, until all have ended."""
         while not (until or _have_ended)(self.jobs()):
@@ -177,7 +188,7 @@ def slurm_cluster(
             stack.enter_context(_daemon(slurm, ("slurmctld", "-D", "-f", str(configuration)))),
             *(stack.enter_context(start_node(slurm, name)) for name in names),
         ]
-        while _node_states(slurm) != ["idle"] * nodes:
+        while slurm.node_states() != ["idle"] * nodes:
             if any(daemon.poll() is not None for daemon in daemons):
                 pytest.fail(f"Slurm did not start:\n{_logs(folder)}")
             time.sleep(0.1)
@@ -284,18 +295,6 @@ def _daemon(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _node_states(slurm: Slurm) -> list[str]:
-    """One a node; none as long as the controller does not answer."""
-    done = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--format=%T"],
-        env=slurm.environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    return done.stdout.split()
 
 
 def _logs(folder: Path) -> str:
