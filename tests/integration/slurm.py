@@ -53,7 +53,10 @@ SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 MinJobAge=3600
 KillWait=5
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 NODE = "NodeName={name} NodeAddr={address} Port={port} CPUs={cpus} RealMemory={memory_mb} {gres}\n"
 NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -130,7 +133,7 @@ class Slurm:
     def node_states(self) -> list[str]:
         """One a node, such as "idle"; none as long as the controller does not answer."""
         done = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--format=%T"],
+            ["sinfo", "--noheader", "--partition=all", "--Node", "--format=%T"],
             env=self.environment,
             text=True,
             capture_output=True,

@@ -128,3 +128,15 @@ def test_a_cancelled_job_is_not_queued_again(slurm: Slurm, tmp_path: Path):
     slurm.wait(lambda jobs: set(slurm.node_states()) == {"idle"})
     state = job.state()
     assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0"), job.logs()
+
+
+def test_a_job_that_is_preempted_while_it_starts_is_queued_again(slurm: Slurm, tmp_path: Path):
+    """Slurm tells its processes only, which have nothing to save; it looks like a crash at once."""
+    job = submit_fault(slurm, tmp_path, 'echo >"$0.$SLURM_NODEID"; exec sleep 600\n', saves=False)
+    job.wait_for(lambda: len(list(tmp_path.glob("python.*"))) == 2)
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
+    slurm.run("sbatch", *urgent, "--wrap=true")
+    job.wait_for_end()
+    state = job.state()
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), job.logs()
+    assert "ended with status 143" in (tmp_path / "job.log").read_text()
