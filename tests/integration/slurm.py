@@ -51,6 +51,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
+FirstJobId={first_job}
 MinJobAge=3600
 KillWait=5
 PreemptType=preempt/partition_prio
@@ -253,7 +254,11 @@ def _configure(folder: Path, names: Sequence[str], **resources: object) -> str:
     (folder / "hosts").write_text("\n".join(hosts) + "\n")
     controller, *ports = _free_ports(1 + len(names))
     head = CONFIGURATION.format(
-        folder=folder, host=socket.gethostname().partition(".")[0], controller_port=controller
+        folder=folder,
+        host=socket.gethostname().partition(".")[0],
+        controller_port=controller,
+        # pretrain.sbatch takes ports by job number: other test processes have others.
+        first_job=1 + 50 * (os.getpid() % 240),
     )
     return head + "".join(
         NODE.format(name=name, address=address, port=port, **resources)

@@ -68,6 +68,7 @@ def test_a_preempted_job_on_two_nodes_finishes(slurm: Slurm, tmp_path: Path):
 
 PYTHON = """\
 #!/bin/sh
+[ "$IN_CONTAINER" = yes ] || exit 9
 [ "$1" != -m ] || exit 0 # pip
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || exit 0
 [ -z "$SAVES" ] || echo iter_0000005 >"$SAVES"
@@ -96,7 +97,7 @@ def submit_fault(
     latest = folder / "run/checkpoints/latest" if saves else ""
     return submit_pretraining(
         slurm, folder, (), ["--nodes=2", *SMALL_SHARE],
-        PYTHON=folder / "python", SAVES=latest, **variables,
+        PYTHON=folder / "python", CONTAINER="env IN_CONTAINER=yes", SAVES=latest, **variables,
     )  # fmt: skip
 
 
