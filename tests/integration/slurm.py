@@ -190,7 +190,7 @@ def slurm_cluster(
         daemons = [
             stack.enter_context(_daemon(slurm, munge)),
             stack.enter_context(_daemon(slurm, ("slurmctld", "-D", "-f", str(configuration)))),
-            *(stack.enter_context(start_node(slurm, name)) for name in names),
+            *(stack.enter_context(_run_node(slurm, name)) for name in names),
         ]
         while slurm.node_states() != ["idle"] * nodes:
             if any(daemon.poll() is not None for daemon in daemons):
@@ -203,12 +203,8 @@ def slurm_cluster(
 
 
 @contextlib.contextmanager
-def start_node(slurm: Slurm, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a node that is down.
-
-    Returns:
-        With several nodes, a process whose end by SIGKILL is that of everything on the node.
-    """
+def _run_node(slurm: Slurm, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a node; where there are several, SIGKILL of its process ends everything on it."""
     command, stop = ("slurmd", "-D", "-f", str(slurm.folder / "slurm.conf")), signal.SIGTERM
     if len(slurm.nodes) > 1:
         hosts = str(slurm.folder / "hosts")
