@@ -1,7 +1,10 @@
-"""A private Slurm of one node: slurmctld, slurmd and munged in a folder, for tests of slurm/.
+"""A private Slurm: munged, slurmctld and a slurmd for each node in a folder, for tests of slurm/.
 
 It says that it has more cores and memory than the machine, so that a script's own `#SBATCH` lines
 are taken as they stand. Nothing of it is left when the test ends, and no other Slurm is touched.
+
+One node is the machine itself. Several are made of namespaces: each has its host name, a loopback
+address that the others find by that name, and processes of its own, which end with it.
 """
 
 from __future__ import annotations
@@ -9,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.dist.whole_runs import children
 from tests.integration.commands import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
@@ -31,9 +36,9 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd_%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -46,10 +51,21 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
+FirstJobId={first_job}
 MinJobAge=3600
 KillWait=5
-NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory={memory_mb} {gres}
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=2
+"""
+NODE = "NodeName={name} NodeAddr={address} Port={port} CPUs={cpus} RealMemory={memory_mb} {gres}\n"
+NAMESPACES = ("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+# The shell is a node's first process: it takes orphans, and all of the node ends when it does.
+START_NODE = """\
+hostname "$1" && mount --bind "$2" /etc/hosts || exit
+slurmd -D -N "$1" -f "$SLURM_CONF" &
+wait
 """
 # Of the states of a job (squeue's manual), those that it does not leave by itself.
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
@@ -62,10 +78,14 @@ class Slurm:
     Attributes:
         folder: has its logs.
         environment: with which Slurm's commands find it.
+        nodes: names of its nodes.
+        daemons: those that run, by the names of their logs.
     """
 
     folder: Path
     environment: dict[str, str]
+    nodes: tuple[str, ...]
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(self, *command: str | Path, **variables: str | Path) -> str:
         """Run a command, such as `sbatch` or a script that calls it, in the repository's root.
@@ -101,7 +121,28 @@ class Slurm:
         jobs = [{name: value for name, _, value in fields} for fields in words]
         return [job for job in jobs if "JobState" in job]
 
-    def wait(self, until: Callable[[list[dict[str, str]]], bool] | None = None) -> None:
+    def processes(self, node: str) -> dict[int, list[str]]:
+        """What runs on a node, one of several: programs and their arguments by process."""
+        found, unseen = {}, [self.daemons[f"slurmd_{node}"].pid]
+        while unseen:
+            pid = unseen.pop()
+            unseen += children(pid)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return found
+
+    def node_states(self) -> list[str]:
+        """One a node, such as "idle"; none as long as the controller does not answer."""
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--partition=all", "--Node", "--format=%T"],
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        return done.stdout.split()
+
+    def wait(self, until: Callable[[list[dict[str, str]]], object] | None = None) -> None:
         """Wait for `until`, which is given all jobs; unless given, until all have ended."""
         while not (until or _have_ended)(self.jobs()):
             time.sleep(0.2)
@@ -115,26 +156,26 @@ def _have_ended(jobs: list[dict[str, str]]) -> bool:
 
 @contextlib.contextmanager
 def slurm_cluster(
-    folder: Path, cpus: int = 64, memory_mb: int = 1 << 18, gpus: int = 0
+    folder: Path, cpus: int = 64, memory_mb: int = 1 << 18, gpus: int = 0, nodes: int = 1
 ) -> Iterator[Slurm]:
-    """A Slurm of one node that runs as long as the context.
+    """A Slurm that runs as long as the context.
 
     Args:
         folder: a new one for configuration, state and logs; /tmp keeps its path short enough.
-        cpus, memory_mb, gpus: what jobs can be given, whatever the machine has.
+        cpus, memory_mb, gpus: what jobs can be given on a node, whatever the machine has.
+        nodes: how many.
 
     Raises:
         pytest.skip.Exception: Slurm and munge are not installed, or may not be started.
     """
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-    if missing:
-        pytest.skip(f"needs Slurm and munge (Debian: slurm-wlm, munge); missing: {missing[0]}")
-    if os.geteuid() != 0:
-        pytest.skip("needs to be root: slurmd starts jobs as their users")
-    for name in ("state", "spool"):
+    _skip_unless_possible(nodes)
+    own = socket.gethostname().partition(".")[0]
+    names = (own,) if nodes == 1 else tuple(f"node{number}" for number in range(1, nodes + 1))
+    for name in ("state", *(f"spool/{name}" for name in names)):
         (folder / name).mkdir(parents=True)
     configuration = folder / "slurm.conf"
-    configuration.write_text(_configure(folder, cpus, memory_mb, gpus))
+    gres = f"Gres=gpu:{gpus}" if gpus else ""
+    configuration.write_text(_configure(folder, names, cpus=cpus, memory_mb=memory_mb, gres=gres))
     if gpus:  # empty files in place of devices: jobs get their share, whatever it is
         for number in range(gpus):
             (folder / f"gpu{number}").touch()
@@ -142,21 +183,50 @@ def slurm_cluster(
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
     environment = _clean_environment() | {"SLURM_CONF": str(configuration), "PATH": _path()}
-    slurm = Slurm(folder, environment)
+    slurm = Slurm(folder, environment, names)
     # --force: the folders of a test are not as munged would have those of a machine.
-    with (
-        _daemon(slurm, "munged", "--foreground", "--force", *_munge_files(folder)) as munged,
-        _daemon(slurm, "slurmctld", "-D", "-f", str(configuration)) as controller,
-        _daemon(slurm, "slurmd", "-D", "-f", str(configuration)) as node,
-    ):
-        while "idle" not in _node_state(slurm):
-            if any(daemon.poll() is not None for daemon in (munged, controller, node)):
+    with contextlib.ExitStack() as stack:
+        munge = ("munged", "--foreground", "--force", *_munge_files(folder))
+        daemons = [
+            stack.enter_context(_daemon(slurm, munge)),
+            stack.enter_context(_daemon(slurm, ("slurmctld", "-D", "-f", str(configuration)))),
+            *(stack.enter_context(_run_node(slurm, name)) for name in names),
+        ]
+        while slurm.node_states() != ["idle"] * nodes:
+            if any(daemon.poll() is not None for daemon in daemons):
                 pytest.fail(f"Slurm did not start:\n{_logs(folder)}")
             time.sleep(0.1)
         try:
             yield slurm
         finally:
             _cancel_all(slurm)
+
+
+@contextlib.contextmanager
+def _run_node(slurm: Slurm, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a node; where there are several, SIGKILL of its process ends everything on it."""
+    command, stop = ("slurmd", "-D", "-f", str(slurm.folder / "slurm.conf")), signal.SIGTERM
+    if len(slurm.nodes) > 1:
+        hosts = str(slurm.folder / "hosts")
+        command = (*NAMESPACES, "bash", "-c", START_NODE, "start", name, hosts)
+        stop = signal.SIGKILL  # SIGTERM is not for `unshare`
+    with _daemon(slurm, command, f"slurmd_{name}", stop) as process:
+        yield process
+
+
+def _skip_unless_possible(nodes: int) -> None:
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if missing:
+        pytest.skip(f"needs Slurm and munge (Debian: slurm-wlm, munge); missing: {missing[0]}")
+    if os.geteuid() != 0:
+        pytest.skip("needs to be root: slurmd starts jobs as their users")
+    if nodes > 1:
+        try:
+            made = subprocess.run([*NAMESPACES, "true"], capture_output=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("several nodes need `unshare` (util-linux)")
+        if made.returncode != 0:
+            pytest.skip(f"several nodes need namespaces: {made.stderr.decode().strip()}")
 
 
 def _path() -> str:
@@ -173,20 +243,31 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
-def _configure(folder: Path, cpus: int, memory_mb: int, gpus: int) -> str:
-    with socket.socket() as first, socket.socket() as second:
-        for taken in (first, second):
-            taken.bind(("127.0.0.1", 0))
-        ports = [taken.getsockname()[1] for taken in (first, second)]
-    return CONFIGURATION.format(
+def _configure(folder: Path, names: Sequence[str], **resources: object) -> str:
+    """The text of slurm.conf; writes the file in which nodes find each other's addresses."""
+    addresses = [f"127.0.0.{number}" for number in range(2, len(names) + 2)]  # 1 is localhost
+    hosts = ["127.0.0.1 localhost", *map(" ".join, zip(addresses, names, strict=True))]
+    (folder / "hosts").write_text("\n".join(hosts) + "\n")
+    controller, *ports = _free_ports(1 + len(names))
+    head = CONFIGURATION.format(
         folder=folder,
         host=socket.gethostname().partition(".")[0],
-        controller_port=ports[0],
-        node_port=ports[1],
-        cpus=cpus,
-        memory_mb=memory_mb,
-        gres=f"Gres=gpu:{gpus}" if gpus else "",
+        controller_port=controller,
+        # pretrain.sbatch takes ports by job number: other test processes have others.
+        first_job=1 + 50 * (os.getpid() % 240),
     )
+    return head + "".join(
+        NODE.format(name=name, address=address, port=port, **resources)
+        for name, address, port in zip(names, addresses, ports, strict=True)
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in taken]
 
 
 def _munge_files(folder: Path) -> list[str]:
@@ -200,33 +281,24 @@ def _munge_files(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _daemon(slurm: Slurm, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a daemon in the foreground; its log is PROGRAM.log in the folder."""
-    with (slurm.folder / f"{command[0]}.log").open("wb") as log:
+def _daemon(
+    slurm: Slurm, command: Sequence[str], log_name: str = "", stop: int = signal.SIGTERM
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a daemon in the foreground; its log, NAME.log in the folder, is named after it."""
+    with (slurm.folder / f"{log_name or command[0]}.log").open("ab") as log:
         process = subprocess.Popen(
             command, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
         )
+    slurm.daemons[log_name or command[0]] = process
     try:
         yield process
     finally:
-        process.terminate()
+        process.send_signal(stop)
         try:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _node_state(slurm: Slurm) -> str:
-    """Empty as long as the controller does not answer."""
-    done = subprocess.run(
-        ["sinfo", "--noheader", "--format=%T"],
-        env=slurm.environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    return done.stdout
 
 
 def _logs(folder: Path) -> str:

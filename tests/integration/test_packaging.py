@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,22 @@ def test_source_distribution_can_be_built_from(source_copy: Path, tmp_path: Path
         names = {name.partition("/")[2] for name in tar.getnames()}
     core = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
     assert core | {"setup.py", "pyproject.toml", "constraints.txt", "LICENSE"} <= names
+
+
+def test_the_image_gets_what_it_is_built_from_and_what_jobs_run() -> None:
+    """A file that was renamed would be missed by whoever builds the image, and by no other test."""
+    lines = (ROOT / "slurm/Dockerfile").read_text(encoding="utf-8").splitlines()
+    copies = [line.split()[1:] for line in lines if line.startswith("COPY ")]
+    copied = {source for *sources, _ in copies for source in sources}
+    for *sources, target in copies:
+        assert target == "./" or sources == [target], "a file keeps its place"
+    assert all((ROOT / source).exists() for source in copied), copied
+    scripts = (path.read_text(encoding="utf-8") for path in (ROOT / "slurm").glob("*.sbatch"))
+    run_by_jobs = {path for text in scripts for path in re.findall(r"[\w/]+\.py\b", text)}
+    built_from = {"setup.py", "pyproject.toml", PROJECT["readme"], "LICENSE", "csrc"}
+    needed = run_by_jobs | built_from | {"megatron_dna", "examples", "slurm/pretrain.sbatch"}
+    assert {"tools/launch.py", "pretrain_dna_bert.py"} <= run_by_jobs
+    assert {path for path in needed if not {path, path.partition("/")[0]} & copied} == set()
 
 
 def shim(folder: Path, name: str, script: str) -> Path:

@@ -71,7 +71,7 @@ def submit(slurm: Slurm, corpus: Path, out: Path, num_shards: int) -> Path:
         CORPUS=corpus,
         OUT=out,
         PYTHON=sys.executable,
-        PYTHONPATH=ROOT,
+        CONTAINER=f"env PYTHONPATH={ROOT}",
     )
     return logs
 
