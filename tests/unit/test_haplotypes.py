@@ -188,19 +188,58 @@ def test_what_cannot_be_applied_is_counted(tmp_path: Path) -> None:
     variants = one_contig(
         tmp_path,
         Record("c", 0, "A", ("<DEL>", "*", "G[c:5["), ("1|2", "3|.")),
+        Record("c", 0, "A", ("]c:5]G", "G.", "", "."), ("1|2", "3|4")),
         Record("c", 1, "T", ("A",), ("1|1", "1|1")),
         Record("c", 2, "G", ("A",), (".", ".|1")),
         Record("c", 2, "G", ("T",), ("0|1", "1|1")),
+        Record("c", 5, "C", (), (".|.", "0|0")),
         on_ref_mismatch="skip",
     )
     assert spelled(variants) == ["ACGTACGTAC", "ACTTACGTAC", "ACTTACGTAC", "ACATACGTAC"]
-    assert (variants.num_records, variants.num_ref_mismatches) == (4, 1)
+    assert (variants.num_records, variants.num_ref_mismatches) == (6, 1)
     assert [tuple(haplotype.counts.values()) for haplotype in variants.haplotypes] == [
-        (0, 0, 1, 1, 0),
-        (1, 0, 1, 1, 0),
-        (1, 0, 1, 1, 0),
-        (1, 1, 0, 1, 0),
+        (0, 0, 2, 1, 0),
+        (1, 0, 2, 1, 0),
+        (1, 0, 2, 1, 0),
+        (1, 1, 1, 1, 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        ("GT:DP", ("0|1:7", "1|0:.")),
+        ("DP:GT:PS", ("1:0|1:2", "0:1|0:3")),
+        ("GT", ("|0|1", "|1|0")),  # since VCF 4.4
+    ],
+)
+def test_genotypes_are_found_in_their_columns(
+    tmp_path: Path, names: str, columns: tuple[str, ...]
+) -> None:
+    """FORMAT says where; what stands beside them must not be taken for alleles."""
+    text = vcf_text([Record("c", 1, "C", ("T",), ("0|1", "1|0"))], SAMPLES)
+    (tmp_path / "v.vcf").write_text(text.replace("GT\t0|1\t1|0", "\t".join([names, *columns])))
+    (variants,) = read_all(tmp_path / "v.vcf", {"c": "ACGTACGTAC"})
+    assert spelled(variants) == ["ACGTACGTAC", "ATGTACGTAC", "ATGTACGTAC", "ACGTACGTAC"]
+
+
+@needs_bcftools
+def test_letters_of_either_case_and_runs_of_n_equal_bcftools(tmp_path: Path) -> None:
+    reference = "ACGTACGTACGGCATTACGATCAGG"
+    records = [
+        Record("c", 1, "c", ("t",), ("1|0",)),
+        Record("c", 1, "cG", ("C",), ("1|1",)),
+        Record("c", 8, "AcG", ("agG",), ("1|1",)),
+        Record("c", 14, "T", ("tNNNNNNNNNNNN", "N"), ("1|2",)),
+        Record("c", 24, "g", ("Gac",), ("0|1",)),
+    ]
+    (tmp_path / "r.fa").write_text(f">c\n{reference}\n")
+    path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, ["a"]))
+    (variants,) = read_all(path, {"c": reference})
+    for haplotype in variants.haplotypes:
+        expected = bcftools_consensus(tmp_path / "r.fa", path, "a", haplotype.number)
+        assert whole(haplotype) == expected["c"]
+        assert haplotype.counts["applied"] == 2 + haplotype.number
 
 
 def test_a_sample_of_one_allele_has_one_haplotype(tmp_path: Path) -> None:
