@@ -277,6 +277,24 @@ def test_unphased_genotypes_are_skipped_or_drawn(tmp_path: Path) -> None:
     assert spelled(one_contig(tmp_path, *alone, unphased="random", seed=7)) == drawn[7][:2]
 
 
+def test_draws_differ_by_contig_record_and_sample(tmp_path: Path) -> None:
+    """Else the lots of one site, or person, would be those of another; both kinds here apply."""
+    records = [
+        Record(contig, at, "A", (alt,), ("0/1", "0/1"))
+        for contig in "cd"
+        for at in range(0, 40, 4)
+        for alt in ("T", "AG")
+    ]
+    (tmp_path / "v.vcf").write_text(vcf_text(records, SAMPLES))
+    draws = []
+    options = VariantOptions("1", unphased="random")
+    for variants in read_all(tmp_path / "v.vcf", dict.fromkeys("cd", "A" * 40), options):
+        for haplotype in variants.haplotypes:
+            starts, ref_lengths, _ = haplotype.edits()
+            draws += [tuple(starts[ref_lengths == 1]), tuple(starts[ref_lengths == 0] - 1)]
+    assert len(set(draws)) == len(draws) == 8
+
+
 def test_bcf_and_plain_text_are_read_too(tmp_path: Path) -> None:
     contigs, records = random_case(5)
     path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, SAMPLES))

@@ -61,6 +61,14 @@ ERRORS = {
         r"contig 'c', position 6: sample 'two' has 1 allele.* here and 2 before; "
         r".*as many on all of a contig",
     ),
+    "two alleles, one of them missing, and one": (
+        vcf_text([record(position=4, ref="A", genotypes=(".|1",)), record(genotypes=("1",))], "a"),
+        r"contig 'c', position 6: sample 'a' has 1 allele.* here and 2 before; ",
+    ),
+    "three alleles everywhere": (
+        vcf_text([record(genotypes=("0|1|0", "0|1|1"))], ("one", "two")),
+        r"contig 'c', position 6: sample 'one' has 3 allele.* here; a sample must have one or two",
+    ),
     "three missing alleles": (
         broken(record(genotypes=(".|.|.", "0|0"))),
         r"contig 'c', position 6: sample 'one' has 3 allele.*one or two.*bcftools \+fixploidy",
