@@ -129,12 +129,22 @@ def check_parts(
     starts = np.array([draw.randrange(len(text)) for _ in range(30)])
     ends = np.array([draw.randrange(start + 1, len(text) + 1) for start in starts.tolist()])
     intervals = haplotype.coordinates().to_reference(starts, ends)
+    origins = origins_of(reference, edits)
     for start, end, first, last, offset in np.stack([starts, ends, *intervals], 1).tolist():
         assert haplotype.read(start, end).decode() == text[start:end]
         mapped = spell(reference, edits, first, last)
         assert mapped[offset : offset + end - start] == text[start:end]
-        moves = [e for e in edits if e.end - e.start != len(e.alt) and first <= e.end <= last]
-        assert moves or (last - first, offset) == (end - start, 0)
+        assert (first, last) == (origins[start][0], origins[end - 1][1])
+
+
+def origins_of(reference: str, edits: list[Edit]) -> list[tuple[int, int]]:
+    """Where each base of a haplotype comes from: from all of an edit that changes the length."""
+    origins, position = [], 0
+    for edit in [edit for edit in edits if edit.end - edit.start != len(edit.alt)]:
+        origins += [(base, base + 1) for base in range(position, edit.start)]
+        origins += [(edit.start, edit.end)] * len(edit.alt)
+        position = edit.end
+    return origins + [(base, base + 1) for base in range(position, len(reference))]
 
 
 def check_cuts(haplotype: Haplotype, reference: str, edits: list[Edit]) -> None:

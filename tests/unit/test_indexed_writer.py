@@ -97,6 +97,25 @@ def test_bad_documents_are_refused_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_document_of_too_many_tokens_is_refused(tmp_path: Path) -> None:
+    """A failure would write a negative length: the format has 32 bits for it."""
+    zeros = np.memmap(tmp_path / "zeros", np.int32, "w+", shape=2**31)  # takes no space
+    with IndexedWriter(tmp_path / "x", 10) as writer:
+        writer.append(ids(1))
+        with pytest.raises(ValueError, match="at most 2147483647 tokens"):
+            writer.append(zeros[1:])
+
+
+def test_an_open_document_is_not_published(tmp_path: Path) -> None:
+    """A failure would leave tokens in the .bin that no document has."""
+    with IndexedWriter(tmp_path / "x", 10) as writer:
+        writer.add_document(ids(1))
+        writer.append(ids(2))
+        with pytest.raises(ValueError, match=r"x\.bin: a document is still open"):
+            writer.publish()
+    assert not list(tmp_path.iterdir())
+
+
 def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "x", 10) as writer, pytest.raises(TypeError):
         writer.add_document(np.array([1], np.int64))
