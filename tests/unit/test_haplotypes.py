@@ -162,6 +162,17 @@ def check_cuts(haplotype: Haplotype, reference: str, edits: list[Edit]) -> None:
         assert upper[place] == end + before + there
 
 
+def test_alleles_in_lower_case_are_those_in_upper_case(tmp_path: Path) -> None:
+    contigs, records = random_case(3)
+    found = []
+    for change in (str.upper, str.lower):
+        changed = [r._replace(ref=change(r.ref), alts=tuple(map(change, r.alts))) for r in records]
+        (tmp_path / "v.vcf").write_text(vcf_text(changed, SAMPLES))
+        haplotypes = [h for v in read_all(tmp_path / "v.vcf", contigs) for h in v.haplotypes]
+        found.append([(whole(h), np.stack(h.edits()).tolist(), h.counts) for h in haplotypes])
+    assert found[0] == found[1]
+
+
 def test_samples_and_haplotypes_are_chosen(tmp_path: Path) -> None:
     """Names, a number of them, one haplotype; a draw of more samples has those of fewer."""
     vcf = open_vcf(EXAMPLE_VCF)
