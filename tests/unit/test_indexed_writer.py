@@ -163,6 +163,13 @@ def test_two_writers_of_one_prefix_do_not_mix(tmp_path: Path) -> None:
     assert [list(found) for found in read(tmp_path / "x")] == [[1]]
 
 
+def test_a_writer_does_not_go_on_from_less_than_was_finished(tmp_path: Path) -> None:
+    """A failure would fill documents with zeros."""
+    (tmp_path / "x.bin.partial").write_bytes(bytes(9))
+    with pytest.raises(ValueError, match=r"x\.bin\.partial is shorter than what is to be kept"):
+        IndexedWriter(tmp_path / "x", 10, [3, 2])
+
+
 def test_the_bin_file_stays_until_the_old_index_is_gone(tmp_path: Path) -> None:
     """A failure could leave an old index beside new tokens, which would read without an error."""
     (tmp_path / "x.idx").mkdir()  # cannot be removed as a file
