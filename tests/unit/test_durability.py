@@ -21,10 +21,20 @@ WATCHER = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+static char path[4096];
+
+static void find_path(int descriptor) {
+  char link[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+  const ssize_t length = readlink(link, path, sizeof path - 1);
+  path[length < 0 ? 0 : length] = 0;
+}
 
 static void note(const char* what, const char* path) {
   FILE* log = fopen(getenv("WATCHER_LOG"), "a");
@@ -36,23 +46,37 @@ static void note(const char* what, const char* path) {
 int fsync(int descriptor) {
   static int (*real)(int);
   if (!real) real = dlsym(RTLD_NEXT, "fsync");
-  char link[64], path[4096] = "";
-  snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
-  if (readlink(link, path, sizeof path - 1) < 0) return -1;
+  find_path(descriptor);
   note("sync", path);
-  const char* bad = getenv("WATCHER_BAD");
-  if (bad && strstr(path, bad)) {
+  if (strstr(path, getenv("WATCHER_BAD"))) {
     errno = EIO;
     return -1;
   }
   return real(descriptor);
 }
 
+static int (*real_rename)(const char*, const char*);
+
 int rename(const char* from, const char* to) {
-  static int (*real)(const char*, const char*);
-  if (!real) real = dlsym(RTLD_NEXT, "rename");
+  if (!real_rename) real_rename = dlsym(RTLD_NEXT, "rename");
   note("name", to);
-  return real(from, to);
+  return real_rename(from, to);
+}
+
+// Before the lock is taken, the file's owner gives it its name, and another one begins anew.
+int flock(int descriptor, int operation) {
+  static int (*real)(int, int);
+  if (!real) real = dlsym(RTLD_NEXT, "flock");
+  find_path(descriptor);
+  if (strstr(path, getenv("WATCHER_STOLEN"))) {
+    char named[4096];
+    strcpy(named, path);
+    *strstr(named, ".partial") = 0;
+    if (!real_rename) real_rename = dlsym(RTLD_NEXT, "rename");
+    real_rename(path, named);
+    close(open(path, O_WRONLY | O_CREAT, 0666));
+  }
+  return real(descriptor, operation);
 }
 
 int unlink(const char* path) {
@@ -98,13 +122,16 @@ def watch(
     given = options(holdout=("b",))
     preprocess(options(reverse_complement=False))
 
-    def run(bad: str = "/no such file/") -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def run(
+        bad: str = "/none/", stolen: str = "/none/"
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         environment = child_environment()
         preloaded = [environment.get("LD_PRELOAD", ""), str(watcher)]
         environment |= {
             "LD_PRELOAD": " ".join(filter(None, preloaded)),
             "WATCHER_LOG": str(tmp_path / "log"),
             "WATCHER_BAD": bad,
+            "WATCHER_STOLEN": stolen,
         }
         arguments = [given.output_prefix, given.tokenizer, *given.fasta]
         done = subprocess.run(
@@ -114,7 +141,8 @@ def watch(
             text=True,
             check=False,
         )
-        return done, (tmp_path / "log").read_text().splitlines()
+        log = tmp_path / "log"
+        return done, log.read_text().splitlines() if log.exists() else []
 
     return run
 
@@ -182,3 +210,17 @@ def test_a_disk_that_fails_to_sync_is_an_error(
         "p_train.bin.partial",
         "p_valid.bin.partial",
     }
+
+
+def test_a_file_that_was_named_before_its_lock_was_taken_is_left_alone(
+    watch: Callable[..., tuple[subprocess.CompletedProcess[str], list[str]]],
+    options: Callable[..., PreprocessOptions],
+) -> None:
+    """A failure would empty what another process has just made."""
+    folder = options().output_prefix.parent
+    (folder / "p_train.bin.partial").write_bytes(b"theirs")
+    done, _ = watch(stolen="p_train.bin.partial")
+    assert done.returncode == 1
+    assert "another process is writing" in done.stderr
+    assert (folder / "p_train.bin").read_bytes() == b"theirs"
+    assert (folder / "p_train.bin.partial").exists()

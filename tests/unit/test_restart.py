@@ -139,34 +139,33 @@ def test_what_cannot_be_trusted_is_encoded_again(
 def test_finished_documents_are_not_encoded_again(
     small: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure would make the journal useless."""
+    """A failure would make the journal useless, from the first or from the second stop on."""
     monkeypatch.setattr(output, "CHECKPOINT_BASES", 1_000)
-    added = []
+    folder = small.output_prefix.parent
+    added, stops = [], [30, 60]
     original = output.Output.append
 
     def append(self: output.Output, split: Any, ids: Any) -> None:
         added.append(len(self.finished))
-        if len(self.finished) == 30:
+        if stops and len(self.finished) == stops[0]:
             raise KeyboardInterrupt
         original(self, split, ids)
 
     monkeypatch.setattr(output.Output, "append", append)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(small)
-    left = files(small.output_prefix.parent)
-    assert left.keys() == {"p.journal.partial", "p_train.bin.partial", "p_valid.bin.partial"}
-    monkeypatch.setattr(output.Output, "append", original)
+    for first in (0, 30):
+        added.clear()
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(small)
+        assert (min(added), max(added)) == (first, stops.pop(0))
+        left = files(folder)
+        assert left.keys() == {"p.journal.partial", "p_train.bin.partial", "p_valid.bin.partial"}
+        (folder / "p.journal.partial").write_bytes(left["p.journal.partial"] + b"a line that is cu")
     added.clear()
-    monkeypatch.setattr(
-        output.Output,
-        "append",
-        lambda self, split, ids: (added.append(len(self.finished)), original(self, split, ids)),
-    )
     preprocess(small)
-    assert min(added) == 30
-    resumed = files(small.output_prefix.parent)
+    assert min(added) == 60
+    resumed = files(folder)
     preprocess(small)
-    assert files(small.output_prefix.parent) == resumed
+    assert files(folder) == resumed
 
 
 def test_two_runs_of_one_prefix_do_not_mix(small: PreprocessOptions) -> None:
