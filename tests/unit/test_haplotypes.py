@@ -306,14 +306,20 @@ def test_draws_differ_by_contig_record_and_sample(tmp_path: Path) -> None:
         for at in range(0, 40, 4)
         for alt in ("T", "AG")
     ]
-    (tmp_path / "v.vcf").write_text(vcf_text(records, SAMPLES))
-    draws = []
     options = VariantOptions("1", unphased="random")
-    for variants in read_all(tmp_path / "v.vcf", dict.fromkeys("cd", "A" * 40), options):
-        for haplotype in variants.haplotypes:
-            starts, ref_lengths, _ = haplotype.edits()
-            draws += [tuple(starts[ref_lengths == 1]), tuple(starts[ref_lengths == 0] - 1)]
-    assert len(set(draws)) == len(draws) == 8
+    found = []
+    for samples in (SAMPLES, SAMPLES[::-1]):
+        (tmp_path / "v.vcf").write_text(vcf_text(records, samples))
+        draws = {}
+        for variants in read_all(tmp_path / "v.vcf", dict.fromkeys("cd", "A" * 40), options):
+            for haplotype in variants.haplotypes:
+                starts, ref_lengths, _ = haplotype.edits()
+                for length in (0, 1):
+                    key = (variants.contig, haplotype.sample, length)
+                    draws[key] = tuple(starts[ref_lengths == length] - (length == 0))
+        assert len(set(draws.values())) == len(draws) == 8
+        found.append(draws)
+    assert found[0] == found[1]  # wherever a sample's column is
 
 
 def test_bcf_and_plain_text_are_read_too(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_letter_without_token_is_an_error(
     letter: str,
     message: str,
 ) -> None:
-    """A failure would write [UNK] in place of sequence. Nothing stays, of finished documents too."""
+    """A failure would write [UNK] in place of sequence. Finished documents do not stay either."""
     monkeypatch.setattr(output, "CHECKPOINT_BASES", 1)
     spec = json.loads(tokenizer_path.read_text())
     merges = [pair for pair in spec["model"]["merges"] if letter not in "".join(pair)]

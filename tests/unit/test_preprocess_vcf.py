@@ -12,7 +12,7 @@ import yaml
 from megatron_dna.data import output
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.corpora import merge_corpus, preprocess_corpus, read_corpus
-from megatron_dna.data.haplotypes import HaplotypeOptions
+from megatron_dna.data.haplotypes import HaplotypeOptions, parse_haplotype_options
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 from megatron_dna.genome.corpus import Document
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
@@ -166,6 +166,18 @@ def test_the_reference_can_be_left_out(variant_options: Callable[..., Preprocess
     assert read(options.output("_train")) == together[num_reference:]
     coordinates = DocumentCoordinates.open(options.output("_train"))
     assert all(coordinates.origin(n).sample for n in range(len(coordinates)))
+
+
+def test_options_are_what_was_given() -> None:
+    values = {"vcf": ["v"], "samples": ["a", "b"], "num_samples": 2, "seed": 7, "haplotypes": "2"}
+    values |= {"unphased": "random", "on_ref_mismatch": "skip", "variant_context": "9"}
+    assert parse_haplotype_options(values | {"no_reference": True}, Path("r")) == HaplotypeOptions(
+        (Path("r/v"),),
+        SampleChoice(("a", "b"), 2, 7),
+        VariantOptions("2", "random", "skip", 7),
+        9,
+        True,
+    )
 
 
 def test_options_are_recorded(variant_options: Callable[..., PreprocessOptions]) -> None:
