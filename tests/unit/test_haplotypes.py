@@ -19,7 +19,13 @@ from megatron_dna.genome.variants import (
     VariantOptions,
     read_variants,
 )
-from megatron_dna.genome.vcf import SampleChoice, choose_samples, open_vcf, read_sample_names
+from megatron_dna.genome.vcf import (
+    SampleChoice,
+    VcfFile,
+    choose_samples,
+    open_vcf,
+    read_sample_names,
+)
 from tests.unit.genome_files import EXAMPLE
 from tests.unit.variant_files import (
     EXAMPLE_VCF,
@@ -183,6 +189,8 @@ def test_samples_and_haplotypes_are_chosen(tmp_path: Path) -> None:
     assert all(few < more for few, more in itertools.pairwise(draws))
     assert draws[5] != set(choose_samples(vcf, SampleChoice(num_samples=6, seed=2)))
     assert choose_samples(vcf, SampleChoice(names, num_samples=1))[0] in names
+    other = VcfFile(Path("v"), ("b", "a"))
+    assert choose_samples(other, SampleChoice(num_samples=2)) == other.samples
     listed = tmp_path / "samples.txt"
     listed.write_text("HG00096\n\n HG02220\n")
     assert read_sample_names(listed) == ("HG00096", "HG02220")
