@@ -142,21 +142,22 @@ def test_finished_documents_are_not_encoded_again(
     """A failure would make the journal useless, from the first or from the second stop on."""
     monkeypatch.setattr(output, "CHECKPOINT_BASES", 1_000)
     folder = small.output_prefix.parent
-    added, stops = [], [30, 60]
+    added: list[int] = []
+    stops = [(30, KeyboardInterrupt), (60, SystemExit)]  # as SIGTERM ends the tool
     original = output.Output.append
 
     def append(self: output.Output, split: Any, ids: Any) -> None:
         added.append(len(self.finished))
-        if stops and len(self.finished) == stops[0]:
-            raise KeyboardInterrupt
+        if stops and len(self.finished) == stops[0][0]:
+            raise stops[0][1]
         original(self, split, ids)
 
     monkeypatch.setattr(output.Output, "append", append)
     for first in (0, 30):
         added.clear()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(stops[0][1]):
             preprocess(small)
-        assert (min(added), max(added)) == (first, stops.pop(0))
+        assert (min(added), max(added)) == (first, stops.pop(0)[0])
         left = files(folder)
         assert left.keys() == {"p.journal.partial", "p_train.bin.partial", "p_valid.bin.partial"}
         (folder / "p.journal.partial").write_bytes(left["p.journal.partial"] + b"a line that is cu")
