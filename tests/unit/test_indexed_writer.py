@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
+from megatron_dna.data.document_writer import DocumentWriter
 from megatron_dna.data.writer import IndexedWriter
+from megatron_dna.genome.corpus import Document
 
 
 def ids(*values: int) -> np.ndarray:
@@ -146,6 +148,20 @@ def test_nothing_has_its_name_before_publish(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="already closed"):
             writer.add_document(ids(2))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("end", "left"), [("abort", []), ("leave", ["x.bin.partial"])])
+def test_documents_are_given_up_with_their_places(
+    tmp_path: Path, end: str, left: list[str]
+) -> None:
+    """What a writer that goes on makes anew must not stay, and look like something."""
+    writer = DocumentWriter(tmp_path / "x", 10)
+    writer.add_document(ids(1))
+    writer.coordinates.add_document(Document("c", 0, 1, "+", "train"))
+    writer.prepare()
+    assert len(list(tmp_path.iterdir())) == 3
+    getattr(writer, end)()
+    assert [path.name for path in tmp_path.iterdir()] == left
 
 
 def test_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
