@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from megatron_dna.data import output
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
 from tests.unit.genome_files import KILLED, child_environment, files
 
 # Slow enough to be watched.
@@ -167,6 +169,40 @@ def test_finished_documents_are_not_encoded_again(
     resumed = files(folder)
     preprocess(small)
     assert files(folder) == resumed
+
+
+@pytest.mark.parametrize("what", ["options", "tokenizer", "input"])
+def test_a_run_of_something_else_begins_anew(
+    small: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A failure would mix the tokens of two runs in files that look complete."""
+    monkeypatch.setattr(output, "CHECKPOINT_BASES", 1)
+    original = output.Output.append
+    added: list[int] = []
+    stops = [5]
+
+    def append(self: output.Output, split: Any, ids: Any) -> None:
+        added.append(len(self.finished))
+        if added[-1] in stops:
+            raise KeyboardInterrupt
+        original(self, split, ids)
+
+    monkeypatch.setattr(output.Output, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(small)
+    write_kmer_tokenizer(3, tmp_path / "k.json")
+    changed = {
+        "options": replace(small, reverse_complement=False),
+        "tokenizer": replace(small, tokenizer=tmp_path / "k.json"),
+        "input": small,
+    }[what]
+    if what == "input":
+        with small.fasta[0].open("a") as stream:
+            stream.write(">z\nACGT\n")
+    stops.clear()
+    added.clear()
+    preprocess(changed)
+    assert min(added) == 0
 
 
 def test_two_runs_of_one_prefix_do_not_mix(small: PreprocessOptions) -> None:
