@@ -168,6 +168,19 @@ def test_the_reference_can_be_left_out(variant_options: Callable[..., Preprocess
     assert all(coordinates.origin(n).sample for n in range(len(coordinates)))
 
 
+def test_variants_that_are_all_held_out_are_an_error(
+    variant_options: Callable[..., PreprocessOptions], variant_contigs: dict[str, str]
+) -> None:
+    """Where the reference is left out, nothing would be left for training."""
+    options = variant_options(holdout=("x",))
+    record = Record("x", 100, variant_contigs["x"][100], ("N",), ("1|1", "1|1"))
+    options.haplotypes.vcf[0].write_text(vcf_text([record], SAMPLES))
+    alone = replace(options, haplotypes=replace(options.haplotypes, no_reference=True))
+    with pytest.raises(ValueError, match="no variant lies outside the holdout"):
+        preprocess(alone)
+    assert not files(options.output_prefix.parent)
+
+
 def test_options_are_what_was_given() -> None:
     values = {"vcf": ["v"], "samples": ["a", "b"], "num_samples": 2, "seed": 7, "haplotypes": "2"}
     values |= {"unphased": "random", "on_ref_mismatch": "skip", "variant_context": "9"}
