@@ -306,6 +306,16 @@ def test_unphased_genotypes_are_skipped_or_drawn(tmp_path: Path) -> None:
     assert spelled(one_contig(tmp_path, *alone, unphased="random", seed=7)) == drawn[7][:2]
 
 
+def test_what_is_not_there_is_not_read(tmp_path: Path) -> None:
+    """A failure would read memory that is not the haplotype's."""
+    haplotype = one_contig(tmp_path, Record("c", 1, "C", ("CTT",), ("1|1",))).haplotypes[0]
+    for start, end in ((-1, 2), (0, 13), (5, 3)):
+        with pytest.raises(ValueError, match=r"must be inside of the haplotype's 12"):
+            haplotype.read(start, end)
+    with pytest.raises(ValueError, match="the reference does not cover"):
+        haplotype._core.spell(0, 0, 12, 0, b"ACGTACGTA")
+
+
 def test_draws_differ_by_contig_record_and_sample(tmp_path: Path) -> None:
     """Else the lots of one site, or person, would be those of another; both kinds here apply."""
     records = [
