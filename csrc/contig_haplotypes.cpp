@@ -29,9 +29,9 @@ std::string cleaned(std::string_view bases) {
   return out;
 }
 
-// Not spelled out: <DEL>, *, breakends.
+// Not spelled out: <DEL>, *, breakends with a mate (G[c:5[) and without (G.).
 bool is_symbolic(std::string_view alt) {
-  return alt.empty() || alt == "*" || alt == "." || alt.find_first_of("<[]") != alt.npos;
+  return alt.empty() || alt == "*" || alt.find_first_of("<[].") != alt.npos;
 }
 
 char upper(char base) { return base >= 'a' && base <= 'z' ? static_cast<char>(base - 32) : base; }

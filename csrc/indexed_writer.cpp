@@ -179,16 +179,16 @@ void IndexedWriter::write_ids(std::span<const std::int32_t> ids) {
 
 void IndexedWriter::append(std::span<const std::int32_t> ids) {
   check_writing();
+  const auto count = static_cast<std::int64_t>(ids.size());
+  if (open_length_ + count > std::numeric_limits<std::int32_t>::max()) {
+    throw std::invalid_argument(
+        "a document can have at most 2147483647 tokens, the limit of Megatron's format");
+  }
   const auto bad = std::find_if(ids.begin(), ids.end(),
                                 [this](std::int32_t id) { return id < 0 || id >= vocab_size_; });
   if (bad != ids.end()) {
     throw std::invalid_argument("token id " + std::to_string(*bad) + " must be between 0 and " +
                                 std::to_string(vocab_size_ - 1) + ", the vocabulary's last id");
-  }
-  const auto count = static_cast<std::int64_t>(ids.size());
-  if (open_length_ + count > std::numeric_limits<std::int32_t>::max()) {
-    throw std::invalid_argument(
-        "a document can have at most 2147483647 tokens, the limit of Megatron's format");
   }
   if (bytes_per_token_ == 2) {
     write_ids<std::uint16_t>(ids);

@@ -9,8 +9,6 @@ namespace megatron_dna {
 
 namespace {
 
-constexpr int kMaxAllele = 1 << 20;  // far above what any file has; keeps sums in range
-
 // Takes what is before the next `separator` (or all) off the front of `rest`.
 std::string_view take(std::string_view& rest, char separator) {
   const std::size_t end = rest.find(separator);
@@ -72,7 +70,7 @@ std::optional<Genotype> parse_genotype(std::string_view column, int gt_field) {
     } else {
       const char* end = text.data() + text.size();
       const auto [stop, error] = std::from_chars(text.data() + at, end, allele);
-      if (error != std::errc{} || allele < 0 || allele > kMaxAllele) break;
+      if (error != std::errc{} || allele < 0) break;
       at = static_cast<std::size_t>(stop - text.data());
     }
     if (genotype.ploidy < 2) genotype.alleles[static_cast<std::size_t>(genotype.ploidy)] = allele;

@@ -365,8 +365,8 @@ def test_a_bed_file_holds_out_what_regions_do(
     """The same bases in both ways of writing them: files are equal byte for byte."""
     manifest = preprocess(options())
     expected = files(options().output_prefix.parent)
-    bed = tmp_path / "held.bed"
-    bed.write_text("a\t20000\t30000\na\t58999\t60050\n")
+    bed = tmp_path / "held.bed.gz"
+    bed.write_bytes(gzip.compress(b"a\t20000\t30000\na\t58999\t60050\n"))
     found = preprocess(options(holdout=(str(bed), "b"), output_prefix=tmp_path / "bed/p"))
     assert found["documents"] == manifest["documents"]
     assert found["holdout"] == manifest["holdout"]

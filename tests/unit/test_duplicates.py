@@ -77,6 +77,15 @@ def test_cuts_are_those_of_the_definition(seed: int, window_length: int, chunk: 
         assert list(find_cuts(Text(text), window_length)) == cuts_by_definition(text, window_length)
 
 
+def test_cuts_are_the_same_on_both_strands() -> None:
+    """Also around N, which stand for no base; a failure would keep copies on the other strand."""
+    text = real(1_000_000, 1_020_000)
+    text = "".join(text[i : i + 150] + "N" * (1 + i % 7) for i in range(0, len(text), 150))
+    cuts, others = (set(find_cuts(Text(strand), 64)) for strand in (text, reverse_complement(text)))
+    assert len(cuts) > 200
+    assert cuts - {len(text)} == {len(text) - cut for cut in others} - {0}
+
+
 def test_a_long_repeat_is_cut_all_the_same() -> None:
     cuts = list(find_cuts(Text("A" * 20_000), 100))
     assert cuts == [6_400, 12_800, 19_200, 20_000]

@@ -90,13 +90,14 @@ def test_documents_are_what_lies_between_the_haplotypes_own_gaps(tmp_path: Path,
 def test_joined_runs_of_n_part_documents_in_the_files(
     variant_options: Callable[..., PreprocessOptions], variant_contigs: dict[str, str]
 ) -> None:
-    """Two runs of N that a deletion joins, and a deletion of most of a gap; tokens still map."""
+    """Two runs of N that a deletion joins, one that an allele is, most of one deleted."""
     x = variant_contigs["x"]
     x = f"{x[:200]}NNNNN{x[205:220]}NNNNNN{x[226:]}"
     contigs = {"x": x, "y": variant_contigs["y"]}
     gap = x.index("N" * 40)
     records = [
         Record("x", 204, x[204:220], ("N",), ("1|0", "0|1")),
+        Record("x", 1000, x[1000], (x[1000] + "N" * 10,), ("1|0", "0|0")),
         Record("x", gap + 1, x[gap + 1 : gap + 34], ("N",), ("0|1", "1|1")),
     ]
     options = variant_options(holdout=())

@@ -19,7 +19,13 @@ from megatron_dna.genome.variants import (
     VariantOptions,
     read_variants,
 )
-from megatron_dna.genome.vcf import SampleChoice, choose_samples, open_vcf, read_sample_names
+from megatron_dna.genome.vcf import (
+    SampleChoice,
+    VcfFile,
+    choose_samples,
+    open_vcf,
+    read_sample_names,
+)
 from tests.unit.genome_files import EXAMPLE
 from tests.unit.variant_files import (
     EXAMPLE_VCF,
@@ -129,12 +135,22 @@ def check_parts(
     starts = np.array([draw.randrange(len(text)) for _ in range(30)])
     ends = np.array([draw.randrange(start + 1, len(text) + 1) for start in starts.tolist()])
     intervals = haplotype.coordinates().to_reference(starts, ends)
+    origins = origins_of(reference, edits)
     for start, end, first, last, offset in np.stack([starts, ends, *intervals], 1).tolist():
         assert haplotype.read(start, end).decode() == text[start:end]
         mapped = spell(reference, edits, first, last)
         assert mapped[offset : offset + end - start] == text[start:end]
-        moves = [e for e in edits if e.end - e.start != len(e.alt) and first <= e.end <= last]
-        assert moves or (last - first, offset) == (end - start, 0)
+        assert (first, last) == (origins[start][0], origins[end - 1][1])
+
+
+def origins_of(reference: str, edits: list[Edit]) -> list[tuple[int, int]]:
+    """Where each base of a haplotype comes from: from all of an edit that changes the length."""
+    origins, position = [], 0
+    for edit in [edit for edit in edits if edit.end - edit.start != len(edit.alt)]:
+        origins += [(base, base + 1) for base in range(position, edit.start)]
+        origins += [(edit.start, edit.end)] * len(edit.alt)
+        position = edit.end
+    return origins + [(base, base + 1) for base in range(position, len(reference))]
 
 
 def check_cuts(haplotype: Haplotype, reference: str, edits: list[Edit]) -> None:
@@ -152,6 +168,17 @@ def check_cuts(haplotype: Haplotype, reference: str, edits: list[Edit]) -> None:
         assert upper[place] == end + before + there
 
 
+def test_alleles_in_lower_case_are_those_in_upper_case(tmp_path: Path) -> None:
+    contigs, records = random_case(3)
+    found = []
+    for change in (str.upper, str.lower):
+        changed = [r._replace(ref=change(r.ref), alts=tuple(map(change, r.alts))) for r in records]
+        (tmp_path / "v.vcf").write_text(vcf_text(changed, SAMPLES))
+        haplotypes = [h for v in read_all(tmp_path / "v.vcf", contigs) for h in v.haplotypes]
+        found.append([(whole(h), np.stack(h.edits()).tolist(), h.counts) for h in haplotypes])
+    assert found[0] == found[1]
+
+
 def test_samples_and_haplotypes_are_chosen(tmp_path: Path) -> None:
     """Names, a number of them, one haplotype; a draw of more samples has those of fewer."""
     vcf = open_vcf(EXAMPLE_VCF)
@@ -162,6 +189,8 @@ def test_samples_and_haplotypes_are_chosen(tmp_path: Path) -> None:
     assert all(few < more for few, more in itertools.pairwise(draws))
     assert draws[5] != set(choose_samples(vcf, SampleChoice(num_samples=6, seed=2)))
     assert choose_samples(vcf, SampleChoice(names, num_samples=1))[0] in names
+    other = VcfFile(Path("v"), ("b", "a"))
+    assert choose_samples(other, SampleChoice(num_samples=2)) == other.samples
     listed = tmp_path / "samples.txt"
     listed.write_text("HG00096\n\n HG02220\n")
     assert read_sample_names(listed) == ("HG00096", "HG02220")
@@ -188,19 +217,58 @@ def test_what_cannot_be_applied_is_counted(tmp_path: Path) -> None:
     variants = one_contig(
         tmp_path,
         Record("c", 0, "A", ("<DEL>", "*", "G[c:5["), ("1|2", "3|.")),
+        Record("c", 0, "A", ("]c:5]G", "G.", "", "."), ("1|2", "3|4")),
         Record("c", 1, "T", ("A",), ("1|1", "1|1")),
         Record("c", 2, "G", ("A",), (".", ".|1")),
         Record("c", 2, "G", ("T",), ("0|1", "1|1")),
+        Record("c", 5, "C", (), (".|.", "0|0")),
         on_ref_mismatch="skip",
     )
     assert spelled(variants) == ["ACGTACGTAC", "ACTTACGTAC", "ACTTACGTAC", "ACATACGTAC"]
-    assert (variants.num_records, variants.num_ref_mismatches) == (4, 1)
+    assert (variants.num_records, variants.num_ref_mismatches) == (6, 1)
     assert [tuple(haplotype.counts.values()) for haplotype in variants.haplotypes] == [
-        (0, 0, 1, 1, 0),
-        (1, 0, 1, 1, 0),
-        (1, 0, 1, 1, 0),
-        (1, 1, 0, 1, 0),
+        (0, 0, 2, 1, 0),
+        (1, 0, 2, 1, 0),
+        (1, 0, 2, 1, 0),
+        (1, 1, 1, 1, 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        ("GT:DP", ("0|1:7", "1|0:.")),
+        ("DP:GT:PS", ("1:0|1:2", "0:1|0:3")),
+        ("GT", ("|0|1", "|1|0")),  # since VCF 4.4
+    ],
+)
+def test_genotypes_are_found_in_their_columns(
+    tmp_path: Path, names: str, columns: tuple[str, ...]
+) -> None:
+    """FORMAT says where; what stands beside them must not be taken for alleles."""
+    text = vcf_text([Record("c", 1, "C", ("T",), ("0|1", "1|0"))], SAMPLES)
+    (tmp_path / "v.vcf").write_text(text.replace("GT\t0|1\t1|0", "\t".join([names, *columns])))
+    (variants,) = read_all(tmp_path / "v.vcf", {"c": "ACGTACGTAC"})
+    assert spelled(variants) == ["ACGTACGTAC", "ATGTACGTAC", "ATGTACGTAC", "ACGTACGTAC"]
+
+
+@needs_bcftools
+def test_letters_of_either_case_and_runs_of_n_equal_bcftools(tmp_path: Path) -> None:
+    reference = "ACGTACGTACGGCATTACGATCAGG"
+    records = [
+        Record("c", 1, "c", ("t",), ("1|0",)),
+        Record("c", 1, "cG", ("C",), ("1|1",)),
+        Record("c", 8, "AcG", ("agG",), ("1|1",)),
+        Record("c", 14, "T", ("tNNNNNNNNNNNN", "N"), ("1|2",)),
+        Record("c", 24, "g", ("Gac",), ("0|1",)),
+    ]
+    (tmp_path / "r.fa").write_text(f">c\n{reference}\n")
+    path = write_vcf(tmp_path / "v.vcf.gz", vcf_text(records, ["a"]))
+    (variants,) = read_all(path, {"c": reference})
+    for haplotype in variants.haplotypes:
+        expected = bcftools_consensus(tmp_path / "r.fa", path, "a", haplotype.number)
+        assert whole(haplotype) == expected["c"]
+        assert haplotype.counts["applied"] == 2 + haplotype.number
 
 
 def test_a_sample_of_one_allele_has_one_haplotype(tmp_path: Path) -> None:
@@ -236,6 +304,40 @@ def test_unphased_genotypes_are_skipped_or_drawn(tmp_path: Path) -> None:
     assert len({first for first, *_ in drawn}) > 15
     alone = [record._replace(genotypes=("0/1",)) for record in records]
     assert spelled(one_contig(tmp_path, *alone, unphased="random", seed=7)) == drawn[7][:2]
+
+
+def test_what_is_not_there_is_not_read(tmp_path: Path) -> None:
+    """A failure would read memory that is not the haplotype's."""
+    haplotype = one_contig(tmp_path, Record("c", 1, "C", ("CTT",), ("1|1",))).haplotypes[0]
+    for start, end in ((-1, 2), (0, 13), (5, 3)):
+        with pytest.raises(ValueError, match=r"must be inside of the haplotype's 12"):
+            haplotype.read(start, end)
+    with pytest.raises(ValueError, match="the reference does not cover"):
+        haplotype._core.spell(0, 0, 12, 0, b"ACGTACGTA")
+
+
+def test_draws_differ_by_contig_record_and_sample(tmp_path: Path) -> None:
+    """Else the lots of one site, or person, would be those of another; both kinds here apply."""
+    records = [
+        Record(contig, at, "A", (alt,), ("0/1", "0/1"))
+        for contig in "cd"
+        for at in range(0, 40, 4)
+        for alt in ("T", "AG")
+    ]
+    options = VariantOptions("1", unphased="random")
+    found = []
+    for samples in (SAMPLES, SAMPLES[::-1]):
+        (tmp_path / "v.vcf").write_text(vcf_text(records, samples))
+        draws = {}
+        for variants in read_all(tmp_path / "v.vcf", dict.fromkeys("cd", "A" * 40), options):
+            for haplotype in variants.haplotypes:
+                starts, ref_lengths, _ = haplotype.edits()
+                for length in (0, 1):
+                    key = (variants.contig, haplotype.sample, length)
+                    draws[key] = tuple(starts[ref_lengths == length] - (length == 0))
+        assert len(set(draws.values())) == len(draws) == 8
+        found.append(draws)
+    assert found[0] == found[1]  # wherever a sample's column is
 
 
 def test_bcf_and_plain_text_are_read_too(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
+from megatron_dna.data.document_writer import DocumentWriter
 from megatron_dna.data.writer import IndexedWriter
+from megatron_dna.genome.corpus import Document
 
 
 def ids(*values: int) -> np.ndarray:
@@ -97,6 +99,25 @@ def test_bad_documents_are_refused_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_document_of_too_many_tokens_is_refused(tmp_path: Path) -> None:
+    """A failure would write a negative length: the format has 32 bits for it."""
+    zeros = np.memmap(tmp_path / "zeros", np.int32, "w+", shape=2**31)  # takes no space
+    with IndexedWriter(tmp_path / "x", 10) as writer:
+        writer.append(ids(1))
+        with pytest.raises(ValueError, match="at most 2147483647 tokens"):
+            writer.append(zeros[1:])
+
+
+def test_an_open_document_is_not_published(tmp_path: Path) -> None:
+    """A failure would leave tokens in the .bin that no document has."""
+    with IndexedWriter(tmp_path / "x", 10) as writer:
+        writer.add_document(ids(1))
+        writer.append(ids(2))
+        with pytest.raises(ValueError, match=r"x\.bin: a document is still open"):
+            writer.publish()
+    assert not list(tmp_path.iterdir())
+
+
 def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "x", 10) as writer, pytest.raises(TypeError):
         writer.add_document(np.array([1], np.int64))
@@ -129,6 +150,20 @@ def test_nothing_has_its_name_before_publish(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("end", "left"), [("abort", []), ("leave", ["x.bin.partial"])])
+def test_documents_are_given_up_with_their_places(
+    tmp_path: Path, end: str, left: list[str]
+) -> None:
+    """What a writer that goes on makes anew must not stay, and look like something."""
+    writer = DocumentWriter(tmp_path / "x", 10)
+    writer.add_document(ids(1))
+    writer.coordinates.add_document(Document("c", 0, 1, "+", "train"))
+    writer.prepare()
+    assert len(list(tmp_path.iterdir())) == 3
+    getattr(writer, end)()
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+
 def test_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none/x\.bin"):
         IndexedWriter(tmp_path / "none" / "x", 10)
@@ -142,6 +177,13 @@ def test_two_writers_of_one_prefix_do_not_mix(tmp_path: Path) -> None:
             IndexedWriter(tmp_path / "x", 10)
         writer.publish()
     assert [list(found) for found in read(tmp_path / "x")] == [[1]]
+
+
+def test_a_writer_does_not_go_on_from_less_than_was_finished(tmp_path: Path) -> None:
+    """A failure would fill documents with zeros."""
+    (tmp_path / "x.bin.partial").write_bytes(bytes(9))
+    with pytest.raises(ValueError, match=r"x\.bin\.partial is shorter than what is to be kept"):
+        IndexedWriter(tmp_path / "x", 10, [3, 2])
 
 
 def test_the_bin_file_stays_until_the_old_index_is_gone(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_facade(pair: Pair, k: int) -> None:
     assert sorted({int(n) for n in tokenizer.token_lengths}) == sorted({0, 1, k})
     assert tokenizer.encode("A" + "N" * 10 + "C" + "N" * 9).tolist() == [6, 5, 7] + [9] * 9
     assert tokenizer.encode("acgt[MASK]").tolist() == [0] * 4 + [4]
-    kmers = sorted(token for token in vocab if len(token) == k and set(token) <= set("ACGT"))
+    by_id = sorted(vocab, key=vocab.__getitem__)
+    kmers = [token for token in by_id if len(token) == k and set(token) <= set("ACGT")]
     assert kmers == ["".join(bases) for bases in itertools.product("ACGT", repeat=k)]
 
 

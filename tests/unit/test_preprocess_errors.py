@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from megatron_dna.data import output
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 from tests.unit.data_files import write_tokenizer
 from tests.unit.genome_files import (
@@ -107,10 +108,12 @@ def test_a_letter_without_token_is_an_error(
     options: Callable[..., PreprocessOptions],
     tmp_path: Path,
     tokenizer_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     letter: str,
     message: str,
 ) -> None:
-    """A failure would write [UNK] in place of sequence."""
+    """A failure would write [UNK] in place of sequence. Finished documents do not stay either."""
+    monkeypatch.setattr(output, "CHECKPOINT_BASES", 1)
     spec = json.loads(tokenizer_path.read_text())
     merges = [pair for pair in spec["model"]["merges"] if letter not in "".join(pair)]
     kept = [t for t in spec["model"]["vocab"] if t.startswith("[") or letter not in t]
@@ -167,8 +170,8 @@ def test_a_crash_leaves_no_mixed_output_and_a_rerun_works(
         assert left == old
     for split in ("train", "valid"):
         if f"p_{split}.idx" in left:
-            pair = (f"p_{split}.bin", f"p_{split}.idx")
-            assert [left[key] for key in pair] in ([old[k] for k in pair], [new[k] for k in pair])
+            own = [f"p_{split}{end}" for end in (".bin", ".idx", ".coordinates.npz")]
+            assert [left[key] for key in own] in ([old[k] for k in own], [new[k] for k in own])
     preprocess(given)
     assert files(folder) == new
 

@@ -12,7 +12,7 @@ import yaml
 from megatron_dna.data import output
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.corpora import merge_corpus, preprocess_corpus, read_corpus
-from megatron_dna.data.haplotypes import HaplotypeOptions
+from megatron_dna.data.haplotypes import HaplotypeOptions, parse_haplotype_options
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 from megatron_dna.genome.corpus import Document
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
@@ -166,6 +166,31 @@ def test_the_reference_can_be_left_out(variant_options: Callable[..., Preprocess
     assert read(options.output("_train")) == together[num_reference:]
     coordinates = DocumentCoordinates.open(options.output("_train"))
     assert all(coordinates.origin(n).sample for n in range(len(coordinates)))
+
+
+def test_variants_that_are_all_held_out_are_an_error(
+    variant_options: Callable[..., PreprocessOptions], variant_contigs: dict[str, str]
+) -> None:
+    """Where the reference is left out, nothing would be left for training."""
+    options = variant_options(holdout=("x",))
+    record = Record("x", 100, variant_contigs["x"][100], ("N",), ("1|1", "1|1"))
+    options.haplotypes.vcf[0].write_text(vcf_text([record], SAMPLES))
+    alone = replace(options, haplotypes=replace(options.haplotypes, no_reference=True))
+    with pytest.raises(ValueError, match="no variant lies outside the holdout"):
+        preprocess(alone)
+    assert not files(options.output_prefix.parent)
+
+
+def test_options_are_what_was_given() -> None:
+    values = {"vcf": ["v"], "samples": ["a", "b"], "num_samples": 2, "seed": 7, "haplotypes": "2"}
+    values |= {"unphased": "random", "on_ref_mismatch": "skip", "variant_context": "9"}
+    assert parse_haplotype_options(values | {"no_reference": True}, Path("r")) == HaplotypeOptions(
+        (Path("r/v"),),
+        SampleChoice(("a", "b"), 2, 7),
+        VariantOptions("2", "random", "skip", 7),
+        9,
+        True,
+    )
 
 
 def test_options_are_recorded(variant_options: Callable[..., PreprocessOptions]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from megatron_dna.data import output
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
 from tests.unit.genome_files import KILLED, child_environment, files
 
 # Slow enough to be watched.
@@ -139,34 +141,68 @@ def test_what_cannot_be_trusted_is_encoded_again(
 def test_finished_documents_are_not_encoded_again(
     small: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure would make the journal useless."""
+    """A failure would make the journal useless, from the first or from the second stop on."""
     monkeypatch.setattr(output, "CHECKPOINT_BASES", 1_000)
-    added = []
+    folder = small.output_prefix.parent
+    added: list[int] = []
+    stops = [(30, KeyboardInterrupt), (60, SystemExit)]  # as SIGTERM ends the tool
     original = output.Output.append
 
     def append(self: output.Output, split: Any, ids: Any) -> None:
         added.append(len(self.finished))
-        if len(self.finished) == 30:
+        if stops and len(self.finished) == stops[0][0]:
+            raise stops[0][1]
+        original(self, split, ids)
+
+    monkeypatch.setattr(output.Output, "append", append)
+    for first in (0, 30):
+        added.clear()
+        with pytest.raises(stops[0][1]):
+            preprocess(small)
+        assert (min(added), max(added)) == (first, stops.pop(0)[0])
+        left = files(folder)
+        assert left.keys() == {"p.journal.partial", "p_train.bin.partial", "p_valid.bin.partial"}
+        (folder / "p.journal.partial").write_bytes(left["p.journal.partial"] + b"a line that is cu")
+    added.clear()
+    preprocess(small)
+    assert min(added) == 60
+    resumed = files(folder)
+    preprocess(small)
+    assert files(folder) == resumed
+
+
+@pytest.mark.parametrize("what", ["options", "tokenizer", "input"])
+def test_a_run_of_something_else_begins_anew(
+    small: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A failure would mix the tokens of two runs in files that look complete."""
+    monkeypatch.setattr(output, "CHECKPOINT_BASES", 1)
+    original = output.Output.append
+    added: list[int] = []
+    stops = [5]
+
+    def append(self: output.Output, split: Any, ids: Any) -> None:
+        added.append(len(self.finished))
+        if added[-1] in stops:
             raise KeyboardInterrupt
         original(self, split, ids)
 
     monkeypatch.setattr(output.Output, "append", append)
     with pytest.raises(KeyboardInterrupt):
         preprocess(small)
-    left = files(small.output_prefix.parent)
-    assert left.keys() == {"p.journal.partial", "p_train.bin.partial", "p_valid.bin.partial"}
-    monkeypatch.setattr(output.Output, "append", original)
+    write_kmer_tokenizer(3, tmp_path / "k.json")
+    changed = {
+        "options": replace(small, reverse_complement=False),
+        "tokenizer": replace(small, tokenizer=tmp_path / "k.json"),
+        "input": small,
+    }[what]
+    if what == "input":
+        with small.fasta[0].open("a") as stream:
+            stream.write(">z\nACGT\n")
+    stops.clear()
     added.clear()
-    monkeypatch.setattr(
-        output.Output,
-        "append",
-        lambda self, split, ids: (added.append(len(self.finished)), original(self, split, ids)),
-    )
-    preprocess(small)
-    assert min(added) == 30
-    resumed = files(small.output_prefix.parent)
-    preprocess(small)
-    assert files(small.output_prefix.parent) == resumed
+    preprocess(changed)
+    assert min(added) == 0
 
 
 def test_two_runs_of_one_prefix_do_not_mix(small: PreprocessOptions) -> None:

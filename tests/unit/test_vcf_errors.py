@@ -56,6 +56,23 @@ ERRORS = {
         r"contig 'c', position 6: sample 'two' has 1 allele.* here and 2 before; "
         r".*as many on all of a contig",
     ),
+    "two alleles, first of REF, and one": (
+        vcf_text([GOOD[1], record(genotypes=("0|1", "1"))], ("one", "two"), contigs="c"),
+        r"contig 'c', position 6: sample 'two' has 1 allele.* here and 2 before; "
+        r".*as many on all of a contig",
+    ),
+    "two alleles, one of them missing, and one": (
+        vcf_text([record(position=4, ref="A", genotypes=(".|1",)), record(genotypes=("1",))], "a"),
+        r"contig 'c', position 6: sample 'a' has 1 allele.* here and 2 before; ",
+    ),
+    "three alleles everywhere": (
+        vcf_text([record(genotypes=("0|1|0", "0|1|1"))], ("one", "two")),
+        r"contig 'c', position 6: sample 'one' has 3 allele.* here; a sample must have one or two",
+    ),
+    "three missing alleles": (
+        broken(record(genotypes=(".|.|.", "0|0"))),
+        r"contig 'c', position 6: sample 'one' has 3 allele.*one or two.*bcftools \+fixploidy",
+    ),
     "three alleles": (
         broken(record(genotypes=("0|1|0", "0|0"))),
         r"contig 'c', position 6: sample 'one' has 3 allele.*one or two.*bcftools \+fixploidy",
@@ -96,13 +113,21 @@ ERRORS = {
         broken(record(genotypes=("2|0", "0|0"))),
         r"contig 'c', position 6: sample 'one' has allele 2, and ALT has 1",
     ),
-    "no genotype": (
-        broken(record(genotypes=("0|1", "x|0"))),
-        r"contig 'c', position 6: sample 'two': 'x\|0' does not have alleles parted by",
-    ),
+    **{
+        f"no genotype: {text}": (
+            broken(record(genotypes=("0|1", text))),
+            rf"contig 'c', position 6: sample 'two': '{re.escape(text)}' does not have alleles "
+            r"parted by",
+        )
+        for text in ("x|0", "-1|0", "0;1", "0|", "", "9999999999|0")
+    },
     "no nucleotide": (
         broken(record(alts=("E",))),
         r"contig 'c', position 6: ALT 'E' has letters that are not nucleotides",
+    ),
+    "no nucleotide in REF": (
+        broken(record(ref="E")),
+        r"contig 'c', position 6: REF 'E' has letters that are not nucleotides",
     ),
     "a column is not there": (
         broken(record(genotypes=("0|1",))),
@@ -111,6 +136,26 @@ ERRORS = {
     "ends within a line": (
         broken(record())[:-20],
         r"contig 'c', position 6: the line ends early: there must be CHROM to FORMAT",
+    ),
+    "ends before the samples": (
+        broken(record()).removesuffix("\t0|1\t0|0\n"),
+        r"contig 'c', position 6: the line ends early: there must be CHROM to FORMAT",
+    ),
+    "REF is empty": (
+        broken(record(ref="")),
+        r"contig 'c', position 6: the line ends early: there must be CHROM to FORMAT",
+    ),
+    "ALT is empty": (
+        broken(record()).replace("\t6\t.\tC\tT\t", "\t6\t.\tC\t\t"),
+        r"contig 'c', position 6: the line ends early: there must be CHROM to FORMAT",
+    ),
+    "a column too many": (
+        broken(record(genotypes=("0|1", "0|0", "0|0"))),
+        r"contig 'c', position 6: there are 3 sample columns here and 2 in the header",
+    ),
+    "a negative number": (
+        broken(record()).replace("\t6\t", "\t-6\t"),
+        r"contig 'c', POS '-6' is not a number",
     ),
     "no number": (
         broken(record()).replace("\t6\t", "\t6x\t"),
