@@ -44,38 +44,61 @@ void BpeEncoder::encode_known(string_view run, std::vector<std::int32_t>& ids) c
   for (const Rank rank : ranks) ids.push_back(ids_[rank]);
 }
 
-// As encode_known, on tables.
+// As encode_known, on tables: lanes first, then each is gone on with, the last one first, up to
+// where it meets what is known to be right.
 void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
                             std::vector<std::int32_t>& ids) const {
   const PackedDna packed(run);
-  const size_t first = ids.size();  // ids[first:] hold ranks until the end of the run
-  size_t at = 0;
-  size_t next_other = 0;  // others[next_other] is the first at or after `at`
-  const auto longest_token = [&]() -> std::uint16_t {
-    while (next_other < others.size() && others[next_other] < at) ++next_other;
-    if (next_other < others.size() && others[next_other] - at < DnaTables::kMaxLength) {
-      return static_cast<std::uint16_t>(vocabulary_.longest_token(run.substr(at)));
+  std::vector<BpeLane> lanes = advance_lanes(tables_, packed, run.size(), others);
+  Known known{{}, run.size()};
+  for (; !lanes.empty(); lanes.pop_back()) {
+    BpeLane& lane = lanes.back();
+    finish_lane(run, packed, others, lane, known);
+    known.start = lane.start;
+    known.ranks.insert(known.ranks.end(), lane.tokens.rbegin(), lane.tokens.rend() - 1);
+  }
+  ids.reserve(ids.size() + known.ranks.size());
+  for (auto rank = known.ranks.rbegin(); rank != known.ranks.rend(); ++rank) {
+    ids.push_back(ids_[*rank]);
+  }
+}
+
+void BpeEncoder::finish_lane(string_view run, const PackedDna& packed,
+                             const std::vector<size_t>& others, BpeLane& lane, Known& known) const {
+  const auto end_of_bases = [&] {
+    const auto other = std::lower_bound(others.begin(), others.end(), lane.at);
+    return other == others.end() ? run.size() : *other;
+  };
+  const auto longest_token = [&] {
+    const size_t end = end_of_bases();
+    if (end - lane.at < (end == run.size() ? DnaTables::kLook : DnaTables::kMaxLength)) {
+      return static_cast<std::uint16_t>(vocabulary_.longest_token(run.substr(lane.at)));
     }
-    std::uint16_t token = tables_.longest_token(packed, at);
-    while (tables_.length(token) > run.size() - at) token = tables_.prefix(token);
+    std::uint16_t token = tables_.longest_token(packed, lane.at);
+    while (tables_.length(token) > end - lane.at) token = tables_.prefix(token);
     return token;
   };
-  for (std::uint16_t candidate = longest_token(); at < run.size();) {
-    const auto last =
-        ids.size() == first ? tables_.beginning() : static_cast<std::uint16_t>(ids.back());
-    candidate = tables_.longest_valid(last, candidate);
-    if (candidate == DnaTables::kNone) {
-      ids.pop_back();
-      at -= tables_.length(last);
-      candidate = tables_.prefix(last);
-      while (next_other > 0 && others[next_other - 1] >= at) --next_other;
+  if (lane.at == lane.start) lane.candidate = longest_token();
+  for (;;) {
+    for (; known.start < lane.at; known.ranks.pop_back()) {
+      known.start += tables_.length(known.ranks.back());
+    }
+    const std::uint16_t last = lane.tokens.back();
+    if (lane.at == known.start &&
+        (known.ranks.empty() || vocabulary_.is_valid_pair(last, known.ranks.back()))) {
+      return;
+    }
+    lane.candidate = tables_.longest_valid(last, lane.candidate, packed, lane.at, end_of_bases());
+    if (lane.candidate == tables_.none()) {
+      lane.tokens.pop_back();
+      lane.at -= tables_.length(last);
+      lane.candidate = tables_.prefix(last);
     } else {
-      ids.push_back(candidate);
-      at += tables_.length(candidate);
-      if (at < run.size()) candidate = longest_token();
+      lane.tokens.push_back(lane.candidate);
+      lane.at += tables_.length(lane.candidate);
+      if (lane.at < run.size()) lane.candidate = longest_token();
     }
   }
-  for (size_t i = first; i < ids.size(); ++i) ids[i] = ids_[static_cast<size_t>(ids[i])];
 }
 
 }  // namespace megatron_dna

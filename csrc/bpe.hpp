@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bpe_dna.hpp"
+#include "bpe_lanes.hpp"
 #include "bpe_vocabulary.hpp"
 #include "encoder.hpp"
 
@@ -32,6 +33,15 @@ class BpeEncoder : public Encoder {
   void encode_letters(std::string_view letters, const std::vector<std::size_t>& others,
                       std::vector<std::int32_t>& ids) const override;
   void encode_known(std::string_view run, std::vector<std::int32_t>& ids) const;
+  // The encoding of a text from `start` on: ranks, the last token first.
+  struct Known {
+    std::vector<std::uint16_t> ranks;
+    std::size_t start;
+  };
+  // Goes on with a lane until its tokens are followed by those that are known; drops of these what
+  // the lane has covered.
+  void finish_lane(std::string_view run, const PackedDna& packed,
+                   const std::vector<std::size_t>& others, BpeLane& lane, Known& known) const;
   void encode_dna(std::string_view run, const std::vector<std::size_t>& others,
                   std::vector<std::int32_t>& ids) const;
 

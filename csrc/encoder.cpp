@@ -11,6 +11,7 @@ using std::size_t;
 using std::string_view;
 
 constexpr char kGap = '-';
+constexpr string_view kBases = "ACGT";
 
 // Length in bytes of the character at the start of `text`; throws if it is not UTF-8.
 size_t character_length(string_view text) {
@@ -63,6 +64,14 @@ bool are_bases(const char* letters) {
   return word == (kOnes << 6 | (word & kOnes * 6) | is_t << 4 | (is_t ^ kOnes));
 }
 
+// Whether all letters are A, C, G and T; the loop has no branch, so that it becomes a few vector
+// instructions.
+bool are_all_bases(string_view text) {
+  unsigned char other = 0;
+  for (const char c : text) other |= (c != 'A') & (c != 'C') & (c != 'G') & (c != 'T');
+  return other == 0;
+}
+
 }  // namespace
 
 Encoder::Encoder(const std::vector<std::string>& vocab, const std::vector<std::int32_t>& specials,
@@ -81,10 +90,13 @@ Encoder::Encoder(const std::vector<std::string>& vocab, const std::vector<std::i
     kinds_[static_cast<unsigned char>(specials_.back().first.at(0))] |= kSpecialStart;
   }
   for (size_t byte = 0; byte < kinds_.size(); ++byte) {
-    const bool is_base = string_view("ACGT").find(static_cast<char>(byte)) != string_view::npos;
+    const bool is_base = kBases.find(static_cast<char>(byte)) != string_view::npos;
     if (!is_base || (kinds_[byte] & kKnown) == 0) kinds_[byte] |= kOther;
   }
   for (const unsigned char start : {'N', kGap}) kinds_[start] |= kGapStart;
+  bases_are_plain_ = std::all_of(kBases.begin(), kBases.end(), [&](char base) {
+    return kinds_[static_cast<unsigned char>(base)] == kKnown;
+  });
   std::stable_sort(specials_.begin(), specials_.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
 }
@@ -104,6 +116,10 @@ size_t Encoder::find(string_view text, Kind kind, size_t start) const {
 }
 
 void Encoder::encode(string_view text, std::vector<std::int32_t>& ids) const {
+  if (bases_are_plain_ && !text.empty() && are_all_bases(text)) {
+    encode_letters(text, {}, ids);
+    return;
+  }
   size_t start = 0;
   for (size_t at = 0; (at = find(text, kSpecialStart, at)) < text.size();) {
     const auto special = std::find_if(specials_.begin(), specials_.end(), [&](const auto& entry) {

@@ -64,6 +64,7 @@ class Encoder {
   std::int32_t gap_id_;
   std::array<std::int32_t, 256> letter_ids_;
   std::array<std::uint8_t, 256> kinds_{};                       // [byte] set of Kind
+  bool bases_are_plain_ = false;                                // A, C, G, T: tokens, no special's
   std::vector<std::pair<std::string, std::int32_t>> specials_;  // longest first
 };
 
