@@ -154,7 +154,7 @@ def _parse(path: Path) -> Iterator[ContigPiece]:
                     break
                 record = _Record(path, text[position:end])
                 position, in_header = end, False
-            start = text.find(b"\n>", position)
+            start = _find_header(text, position)
             # A line end that closes the chunk may open a header with the next one: keep it back.
             end = start if start >= 0 else len(text) - text.endswith(b"\n")
             piece = _add(path, record, memoryview(text)[position:end])
@@ -174,6 +174,14 @@ def _parse(path: Path) -> Iterator[ContigPiece]:
         record = _Record(path, rest)
     if record is not None:
         record.finish()
+
+
+def _find_header(text: bytes, start: int) -> int:
+    """Where the first line end before a '>' is, or -1; several times as fast as to look for both."""
+    found = text.find(b">", start)
+    while found == start or (found > 0 and text[found - 1] != ord("\n")):
+        found = text.find(b">", found + 1)
+    return found - (found >= 0)
 
 
 def _add(path: Path, record: _Record | None, raw: memoryview) -> ContigPiece | None:
