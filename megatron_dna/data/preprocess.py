@@ -13,6 +13,7 @@ import itertools
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -29,6 +30,7 @@ from megatron_dna.data.output import Output
 from megatron_dna.data.writer import dtype_of
 from megatron_dna.genome.corpus import (
     SPLITS,
+    ContigSummary,
     Document,
     Plan,
     keep_new,
@@ -103,14 +105,11 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         OSError: a file cannot be read or written; nothing is left but what can be gone on with.
     """
     _check_options(options)
-    tokenizer = DnaTokenizer.from_file(options.tokenizer)
-    _check_alphabet(options.tokenizer, tokenizer)
     source = _open_haplotypes(options)
-    head = describe_run(options, tokenizer)
     folder = options.output_prefix.parent
     with output_folder(folder), SequenceStore(folder) as store, _open_windows(options) as windows:
-        with _progress("reading", None) as bar:
-            contigs = scan(options.fasta, bar.update, store.append)
+        tokenizer, contigs = _read_inputs(options, store)
+        head = describe_run(options, tokenizer)
         plan = plan_documents(
             contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
         )
@@ -145,6 +144,33 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
                 manifests.add_haplotypes(manifest, described)
             output.publish(manifest)
     return manifest
+
+
+def _read_inputs(
+    options: PreprocessOptions, store: SequenceStore
+) -> tuple[DnaTokenizer, list[ContigSummary]]:
+    """The tokenizer, whose tables take a while, and at the same time, if there are two workers, the
+    sequence. An error of either ends both."""
+    with ThreadPoolExecutor(1) as pool, _progress("reading", None) as bar:
+        opened = pool.submit(_open_tokenizer, options.tokenizer)
+        if options.workers == 1:
+            opened.result()
+
+        def advance(num_bases: int) -> None:
+            bar.update(num_bases)
+            if opened.done():
+                opened.result()
+
+        contigs = scan(options.fasta, advance, store.append)
+        return opened.result(), contigs
+
+
+def _open_tokenizer(path: Path) -> DnaTokenizer:
+    tokenizer = DnaTokenizer.from_file(path)
+    missing = [base for base in "ACGT" if tokenizer.unk_id in tokenizer.encode(base)]
+    if missing:
+        raise ValueError(f"tokenizer {path} has no token for {', '.join(missing)}")
+    return tokenizer
 
 
 def _open_haplotypes(options: PreprocessOptions) -> HaplotypeSource | None:
@@ -289,12 +315,6 @@ def _check_outputs(options: PreprocessOptions) -> None:
                 f"output_prefix ({options.output_prefix}) would overwrite input {path}"
             )
     manifests.check_replaceable(manifest)
-
-
-def _check_alphabet(path: Path, tokenizer: DnaTokenizer) -> None:
-    missing = [base for base in "ACGT" if tokenizer.unk_id in tokenizer.encode(base)]
-    if missing:
-        raise ValueError(f"tokenizer {path} has no token for {', '.join(missing)}")
 
 
 def _progress(action: str, num_bases: int | None) -> tqdm[Any]:

@@ -177,7 +177,7 @@ def _parse(path: Path) -> Iterator[ContigPiece]:
 
 
 def _find_header(text: bytes, start: int) -> int:
-    """Where the first line end before a '>' is, or -1; several times as fast as to look for both."""
+    """Where the first line end before a '>' is, or -1; much faster than to look for both."""
     found = text.find(b">", start)
     while found == start or (found > 0 and text[found - 1] != ord("\n")):
         found = text.find(b">", found + 1)
