@@ -57,10 +57,11 @@ void BpeEncoder::encode_dna(string_view run, const std::vector<size_t>& others,
     known.start = lane.start;
     known.ranks.insert(known.ranks.end(), lane.tokens.rbegin(), lane.tokens.rend() - 1);
   }
-  ids.reserve(ids.size() + known.ranks.size());
-  for (auto rank = known.ranks.rbegin(); rank != known.ranks.rend(); ++rank) {
-    ids.push_back(ids_[*rank]);
-  }
+  const size_t first = ids.size();
+  ids.resize(first + known.ranks.size());
+  std::transform(known.ranks.rbegin(), known.ranks.rend(),
+                 ids.begin() + static_cast<std::ptrdiff_t>(first),
+                 [&](std::uint16_t rank) { return ids_[rank]; });
 }
 
 void BpeEncoder::finish_lane(string_view run, const PackedDna& packed,
