@@ -161,7 +161,7 @@ def _read_inputs(
             if opened.done():
                 opened.result()
 
-        contigs = scan(options.fasta, advance, store.append)
+        contigs = scan(options.fasta, advance, store.append, ahead=options.workers > 1)
         return opened.result(), contigs
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from isal import igzip, igzip_lib  # checks as gzip does, at 2.7 times its speed
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18  # stays in a core's cache while it is parsed
 
 # The empty block that ends every bgzip file (SAM specification, 4.1.2).
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -46,6 +47,15 @@ def read_chunks(path: Path, kind: str) -> Iterator[bytes]:
             ) from error
         except (igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]  # stubs
             raise ValueError(f"{path}: the gzip content is damaged ({error})") from error
+
+
+def read_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks; a thread reads the next one while the caller works on one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        following = pool.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = pool.submit(next, chunks, None)
+            yield chunk
 
 
 def _check_bgzf_end(path: Path, raw: BinaryIO) -> None:

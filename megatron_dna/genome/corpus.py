@@ -118,6 +118,7 @@ def scan(
     paths: Sequence[Path],
     advance: Callable[[int], object],
     keep: Callable[[ContigPiece], object] = lambda piece: None,
+    ahead: bool = False,
 ) -> list[ContigSummary]:
     """Reads and checks all sequence of FASTA files in a few MB of memory.
 
@@ -125,12 +126,13 @@ def scan(
         paths: FASTA files; names of contigs are unique over all of them.
         advance: told the number of bases after each piece.
         keep: given each piece, such as `SequenceStore.append`.
+        ahead: see `read_pieces`.
 
     Raises:
         ValueError, OSError: see `read_pieces`.
     """
     summaries = []
-    by_contig = itertools.groupby(read_pieces(paths), lambda item: (item[0], item[1].name))
+    by_contig = itertools.groupby(read_pieces(paths, ahead), lambda item: (item[0], item[1].name))
     for (path, name), pieces in by_contig:
         finder, num_ambiguous = StretchFinder(), 0
         for _, piece in pieces:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_dna.genome.compressed import CHUNK_BYTES, read_chunks
+from megatron_dna.genome.compressed import CHUNK_BYTES, read_ahead, read_chunks
 from megatron_dna.genome.sequence import clean_sequence
 
 MAX_HEADER_BYTES = 1 << 20
@@ -50,10 +50,14 @@ class ContigPiece:
     num_ambiguous: int
 
 
-def read_pieces(paths: Sequence[Path]) -> Iterator[tuple[Path, ContigPiece]]:
+def read_pieces(paths: Sequence[Path], ahead: bool = False) -> Iterator[tuple[Path, ContigPiece]]:
     """The contigs of FASTA files in order, in pieces of at most some MB, each with its file.
 
     Lower case becomes upper case, IUPAC ambiguity codes N; CRLF, blank lines and spaces are fine.
+
+    Args:
+        paths: plain, gzipped or bgzipped.
+        ahead: files are decompressed in a thread, a chunk ahead.
 
     Raises:
         ValueError: not FASTA, empty, truncated or damaged, a record without name or sequence, a
@@ -63,7 +67,7 @@ def read_pieces(paths: Sequence[Path]) -> Iterator[tuple[Path, ContigPiece]]:
     owners: dict[str, Path] = {}
     for path in paths:
         names: set[str] = set()
-        for piece in _parse(path):
+        for piece in _parse(path, ahead):
             if piece.start == 0:
                 _check_name(path, piece.name, names, owners)
                 names.add(piece.name)
@@ -140,11 +144,12 @@ class _Record:
             raise ValueError(f"{self.path}: contig {self.name!r} has no sequence")
 
 
-def _parse(path: Path) -> Iterator[ContigPiece]:
+def _parse(path: Path, ahead: bool) -> Iterator[ContigPiece]:
     record: _Record | None = None
     in_header = False
     rest = b"\n"  # a file's first line counts as the start of a line
-    for chunk in read_chunks(path, "FASTA file"):
+    chunks = read_chunks(path, "FASTA file")
+    for chunk in read_ahead(chunks) if ahead else chunks:
         text = rest + chunk
         position = 0
         while True:

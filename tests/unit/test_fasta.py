@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 import tempfile
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def test_contigs_do_not_depend_on_the_layout(
     expected = [(f"contig{i}", "".join(r).upper().encode()) for i, r in enumerate(records)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(compressed, "CHUNK_BYTES", chunk_bytes)
-        assert contents(write(Path(folder) / "x", text.encode(), kind)) == expected
+        path = write(Path(folder) / "x", text.encode(), kind)
+        assert contents(path) == expected
+        assert list(read_pieces([path], ahead=True)) == list(read_pieces([path]))
 
 
 def test_the_example_reads_as_htslib_reads_it() -> None:
@@ -129,6 +132,8 @@ def test_bad_content_is_one_clear_error(
     with pytest.raises(ValueError, match=message) as error:
         contents(path)
     assert "bad.fa" in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(str(error.value))):
+        list(read_pieces([path], ahead=True))
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
