@@ -44,11 +44,11 @@ NUMBERS = [0, 1, 2, 3, 127, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**6
 
 
 def make_text(rng: random.Random, tokens: list[str]) -> bytes:
-    """DNA, tokens, repeats, odd characters; sometimes bytes that are no text."""
+    """DNA, some of it long enough for lanes, tokens, repeats, odd characters; at times no text."""
     parts: list[str] = []
     for _ in range(rng.randrange(12)):
         letters = rng.choice(["ACGT", "ACGTN", "AC", "A", "ACGTNRYacgtn-"])
-        bases = "".join(rng.choices(letters, k=rng.randrange(rng.choice([3, 20, 200]))))
+        bases = "".join(rng.choices(letters, k=rng.randrange(rng.choice([3, 20, 200, 2000]))))
         parts.append(rng.choice([bases, bases[:9] * rng.randrange(30), rng.choice(tokens + ODD)]))
     text = bytearray("".join(parts).encode())
     if text and rng.random() < 0.1:
