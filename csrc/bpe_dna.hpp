@@ -138,7 +138,7 @@ class DnaTables {
   struct Row {
     std::uint16_t end;
     std::uint16_t left_limit;  // kNever: `end` is the whole token
-    std::uint32_t left_late;   // set of possible merges with a late token; see build_pairs
+    std::uint32_t left_late;   // set of possible merges with a late token; see build_rows
     std::uint16_t prefix;      // the longest token that is a proper prefix of this one, or none()
     // The longest such prefix that an early merge at its start does not forbid where it forbids
     // this token, or none().
