@@ -10,7 +10,7 @@ import pysam
 import pytest
 import torch
 
-from megatron_dna.genome import compressed
+from megatron_dna.genome import compressed, fasta
 from megatron_dna.inference import embed, genome, tracks
 from megatron_dna.inference.stream import StreamModel
 from tests.unit.genome_files import EXAMPLE
@@ -28,7 +28,8 @@ def test_memory_does_not_grow_with_the_contig(
 
     With buffers that both of them fill. Growth would end a run on a long genome out of memory.
     """
-    monkeypatch.setattr(compressed, "CHUNK_BYTES", 8192)
+    for module in (compressed, fasta):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 8192)
     monkeypatch.setattr(genome, "PIECE_LENGTH", 8192)
     pieces = functools.partial(genome.encode_stretch, piece_length=8192, overlap=512)
     monkeypatch.setattr(genome, "encode_stretch", pieces)
