@@ -66,7 +66,7 @@ def test_a_hung_rank_is_named_with_its_stack_and_the_run_resumes(tmp_path: Path)
 
 
 STUCK = """\
-import ctypes, os, sys
+import ctypes, os, sys, time
 sys.path.insert(0, os.getcwd())
 from megatron_dna.training import watchdog
 
@@ -78,7 +78,8 @@ quiet = watchdog.Watchdog(3600)
 assert threads() == before + 2
 quiet.close()
 quiet._thread.join()
-assert threads() == before, "what would end the process is still there"
+while threads() > before:  # a joined thread takes its time to leave; what would end us stays
+    time.sleep(0.01)
 watchdog._GRACE_S = 0.2
 watchdog.Watchdog(0.2)
 

@@ -79,7 +79,7 @@ def test_recipe_builds_in_a_world_that_is_not_there(options: str) -> None:
     gpus = int(re.search(r"--num-gpus (\d+)", text)[1])
     worlds = [gpus, 2048] if options.startswith("7b") and not overrides else [gpus]
     parameters, runs = _alone(_dry_runs, recipe, worlds, overrides)
-    config = load_config(EXAMPLES / f"{recipe}.yaml")
+    config = load_config(EXAMPLES / f"{recipe}.yaml", overrides)
     assert parameters == total_parameters(config, IDS)
     for run, (own, weights, gradients, optimizer, segment) in runs:
         assert run.parameters == own
@@ -88,10 +88,11 @@ def test_recipe_builds_in_a_world_that_is_not_there(options: str) -> None:
         assert optimizer == pytest.approx(run.optimizer, rel=WITHIN)
         assert segment == pytest.approx(run.segment, rel=WITHIN)
     assert [run.rank for run, _ in runs][-1] == max(worlds) - 1
-    last, tp, pp = (runs[-1][0], config.parallel.tensor_model_parallel_size,
-                    config.parallel.pipeline_model_parallel_size)  # fmt: skip
-    place = (last.tp_rank, last.pp_rank, last.dp_rank)
-    assert place == (tp - 1, pp - 1, max(worlds) // (tp * pp) - 1)
+    tp, cp, pp = (getattr(config.parallel, f"{name}_parallel_size") for name in (
+                  "tensor_model", "context", "pipeline_model"))  # fmt: skip
+    last = runs[-1][0]
+    place = (last.tp_rank, last.cp_rank, last.pp_rank, last.dp_rank)
+    assert place == (tp - 1, cp - 1, pp - 1, max(worlds) // (tp * cp * pp) - 1)
 
 
 SHAPE = [
