@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,12 +24,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from machine import cpu_model
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from tokenizers import models
 
 from megatron_dna.config import load_config
 from megatron_dna.data.indexed import IndexedTokens
 from megatron_dna.data.loader import build_loader
-from megatron_dna.tokenizer import bpe
+from megatron_dna.tokenizer.bpe import DnaTokenizer
+from megatron_dna.tokenizer.spec import SPECIAL_TOKENS, UNK
+from megatron_dna.tokenizer.template import save_tokenizer
 
 # segment_size, max_n_segments, micro_batch_size, mean_span_length
 SHAPES = [
@@ -45,20 +48,10 @@ SHAPES = [
 def write_tokenizer(path: Path) -> None:
     """A BPE of GENA's kind whose vocabulary is all k-mers of ACGT up to 7."""
     kmers = [list(map("".join, itertools.product("ACGT", repeat=k))) for k in range(1, 8)]
-    merges = [[kmer[:-1], kmer[-1]] for group in kmers[1:] for kmer in group]
-    tokens = [*bpe.SPECIAL_TOKENS, *itertools.chain.from_iterable(kmers)]
-    spec = {
-        "normalizer": bpe.REPLACE_GAPS,
-        "pre_tokenizer": bpe.SPLIT_AT_GAPS,
-        "added_tokens": [{"id": i, "content": t} for i, t in enumerate(bpe.SPECIAL_TOKENS)],
-        "model": {
-            "type": "BPE",
-            "unk_token": bpe.UNK,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": merges,
-        },
-    }
-    path.write_text(json.dumps(spec))
+    tokens = [*SPECIAL_TOKENS, *itertools.chain.from_iterable(kmers)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [(kmer[:-1], kmer[-1]) for group in kmers[1:] for kmer in group]
+    save_tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=UNK), path)
 
 
 def write_tokens(prefix: Path, num_tokens: int, vocab_size: int) -> None:
@@ -125,7 +118,7 @@ def main() -> None:
         if prefix is None:
             prefix, tokenizer = Path(folder) / "random", Path(folder) / "tokenizer.json"
             write_tokenizer(tokenizer)
-            vocab_size = bpe.DnaTokenizer.from_file(tokenizer).vocab_size
+            vocab_size = DnaTokenizer.from_file(tokenizer).vocab_size
             write_tokens(prefix, options.num_tokens, vocab_size)
         tokens = IndexedTokens(str(prefix))
         results = []
@@ -144,7 +137,7 @@ def main() -> None:
                 "tokens_per_second_one_worker": round(worker_rate),
                 "copy_tokens_per_cpu_second": round(measure_copy(tokens, shape, options.seconds)),
             })  # fmt: skip
-    machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine = {"cpu": cpu_model(), "torch": torch.__version__}
     print(json.dumps({"machine": machine, "num_tokens": tokens.num_tokens, "shapes": results}))
 
 

@@ -32,17 +32,6 @@ def test_help_has_an_example(tool: str) -> None:
     assert tool in rest
 
 
-@pytest.mark.parametrize(
-    "benchmark",
-    sorted(path.name for path in ROOT.glob("benchmarks/*.py") if path.stem != "machine"),
-)
-def test_benchmarks_start(benchmark: str) -> None:
-    """They are run rarely, so a change elsewhere would break them unseen."""
-    done = run_python(f"benchmarks/{benchmark}", "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"benchmarks/{benchmark}" in done.stdout.partition("\n\n")[2]
-
-
 def refuses(folder: Path, *command: str | Path) -> str:
     """Run a command that must fail and leave `folder` as it was; returns the line of the error."""
     before = sorted(folder.rglob("*"))
