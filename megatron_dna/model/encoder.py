@@ -164,8 +164,11 @@ class Embedding(MegatronModule):
         own = own_positions(self.num_mem_tokens + input_ids.shape[1], self.cp_group)
         first, last = (max(0, end - self.num_mem_tokens) for end in (own.start, own.stop))
         hidden = self.word_embeddings(input_ids[:, first:last]).transpose(0, 1).contiguous()
-        if memory is None and hasattr(self, "initial_memory"):
-            memory = self.initial_memory[:, None, :].expand(-1, hidden.shape[1], -1)
+        if hasattr(self, "initial_memory"):
+            initial = self.initial_memory[:, None, :].expand(-1, hidden.shape[1], -1)
+            # Megatron's overlapped reduction waits for the gradient of every parameter in the last
+            # backward pass, in which there may be no start of a window: it then gets one of zero.
+            memory = initial if memory is None else memory + 0 * initial
         if memory is not None:
             hidden = torch.cat((memory[own], hidden))
         if self.config.sequence_parallel:

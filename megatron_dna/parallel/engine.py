@@ -115,11 +115,13 @@ class SegmentEngine:
             if memory is not None and not self.schedule.is_first_of_group(task.segment):
                 memory.requires_grad_()
         result = self.forward(task, hidden, memory)
-        self._pass_memory(key, result.new_memory)
+        # Hidden states first: over NCCL the first transfer between two ranks holds both up until
+        # the other has come to it, and the memory that the first stage waits for is made of them.
         if result.hidden is not None:
             self._send(result.hidden.detach(), self.ring.rank + 1, self.ring.hidden_group)
             # The next stage has the values; only the graph is needed here from now on.
             result.hidden.data = torch.empty((1,), dtype=self.dtype, device=self.device)
+        self._pass_memory(key, result.new_memory)
         if not forward_only:
             self.kept[key] = _Kept(hidden, memory, result)
 

@@ -109,7 +109,7 @@ def initialize(config: Config, platform: Platform) -> Topology:
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
-        ring=_ring(),
+        ring=_ring(timeout),
     )
 
 
@@ -145,7 +145,7 @@ def pretended_world(
         shutdown()
 
 
-def _ring() -> Ring:
+def _ring(timeout: datetime.timedelta) -> Ring:
     """Every rank makes every pipeline's memory group, as torch.distributed wants."""
     pipeline = parallel_state.get_pipeline_model_parallel_group()
     own = dist.get_process_group_ranks(pipeline)
@@ -153,7 +153,7 @@ def _ring() -> Ring:
     dist.all_gather_object(every, own)
     memory_group = pipeline
     for ranks in sorted({tuple(ranks) for ranks in every}):
-        group = dist.new_group(list(ranks))
+        group = dist.new_group(list(ranks), timeout)
         if list(ranks) == own:
             memory_group = group
     return Ring(pipeline.rank(), pipeline.size(), pipeline, memory_group)

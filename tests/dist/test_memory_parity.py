@@ -198,6 +198,36 @@ def test_memory_equals_the_reference(references, layout: str):
             assert error <= 1e-4, f"{case} {name}: relative error {error:.2e}"
 
 
+def _third_step(overrides: list[str], case: list[str]) -> tuple:
+    """On a rank: loss and gradients of the third step without an update between."""
+    config = load_config(None, SHAPE + overrides + case)
+    place = topology.initialize(config, setup_platform("cpu"))
+    model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+    wrapped = wrap_model(model, config.parallel)
+    count = config.train.global_batch_size // config.train.micro_batch_size // place.dp_size
+    for _ in range(3):
+        wrapped.zero_grad_buffer()
+        result = run_step(
+            wrapped, batches(config, place.dp_rank, place.dp_size), config, place,
+            torch.ones(VOCAB, dtype=torch.long), count,
+        )  # fmt: skip
+    pieces = local_pieces(model, "main_grad")
+    topology.shutdown()
+    return result.loss, pieces
+
+
+def test_reduction_overlaps_truncated_backpropagation():
+    """From its second step on Megatron waits for the gradient of every parameter in the last
+    backward pass; with groups of segments that pass has no start of a window in it."""
+    one, wanted = (
+        run_ranks(_third_step, 2, [f"parallel.overlap_grad_reduce={overlaps}"], case(5, 2, 8))[0]
+        for overlaps in ("true", "false")
+    )
+    assert one[0] == wanted[0]
+    for name, gradient in assemble([wanted[1]]).items():
+        assert torch.equal(assemble([one[1]])[name], gradient), name
+
+
 def test_memory_may_be_longer_than_the_part_of_a_context_parallel_rank():
     """A difference means that slots, or ranks without tokens, are mixed up or left out."""
     many = [f"memory.num_mem_tokens={SEQ + 8}"]  # of 24 positions a rank
