@@ -8,7 +8,7 @@ Without torchrun it is one process. The same command again continues from the ne
 checkpoint. Every option is described in docs/configuration.md.
 
 Exit status: 0 done, 2 a bad option or file, 3 training diverged, 75 asked to stop (SIGTERM or
-SIGUSR1) and saved: start it again.
+SIGUSR1) and saved: start it again; 1 a crash, or a checkpoint that could not be written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.config import ConfigError, load_config
@@ -24,6 +25,9 @@ from megatron_dna.training.logs import quiet_libraries
 from megatron_dna.training.processes import die_with_torchrun
 from megatron_dna.training.signals import REQUEUE_EXIT_STATUS
 from megatron_dna.validation import validate
+
+if TYPE_CHECKING:
+    from megatron_dna.training.trainer import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,26 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_torchrun()
     quiet_libraries()
     try:
-        is_done = run(args.config, args.overrides)
+        trainer = build(args.config, args.overrides)
     except (ValueError, OSError, ArithmeticError) as error:
         report(error)
         return 3 if isinstance(error, ArithmeticError) else 2
+    try:
+        is_done = trainer.train()
+    except (CheckpointError, ArithmeticError) as error:  # all else is a crash, with its stack
+        report(error)
+        return 3 if isinstance(error, ArithmeticError) else 1
+    trainer.close()
     return 0 if is_done else REQUEUE_EXIT_STATUS
 
 
-def run(recipe: str | None, overrides: Sequence[str]) -> bool:
-    """Train to the end, or until asked to stop: whether it is the end.
-
-    The options are checked before anything slow is imported.
-    """
+def build(recipe: str | None, overrides: Sequence[str]) -> Trainer:
+    """The run, ready to train. The options are checked before anything slow is imported."""
     config = load_config(recipe, overrides)
     validate(config, int(os.environ.get("WORLD_SIZE", "1")))
     from megatron_dna.training.trainer import Trainer
 
-    trainer = Trainer(config)
-    is_done = trainer.train()
-    trainer.close()
-    return is_done
+    return Trainer(config)
 
 
 def report(error: Exception) -> None:

@@ -26,8 +26,31 @@ MEAN_STEPS = 50
 """About so many steps make the running mean of the loss; spikes are looked for after as many."""
 
 
+_DIVERGED = "diverged.txt"
+
+
 class DivergenceError(ArithmeticError):
     """Too many steps in a row had a loss or gradient that was of no use."""
+
+
+def note_divergence(output_dir: Path, message: str) -> None:
+    """Leave word for `check_divergence`. One rank calls this."""
+    write_text(output_dir / _DIVERGED, message + "\n")
+
+
+def check_divergence(output_dir: Path, is_restart: bool) -> None:
+    """Refuse to diverge once more where torchrun starts the ranks again. One rank calls this.
+
+    From the same checkpoint they would only come to the same end. Who starts the run by hand, with
+    other options or without, has its reasons.
+
+    Raises:
+        DivergenceError: the one that the run ended with.
+    """
+    path = output_dir / _DIVERGED
+    if is_restart and path.exists():
+        raise DivergenceError(path.read_text().strip())
+    path.unlink(missing_ok=True)
 
 
 class StepGuard:

@@ -28,7 +28,13 @@ from megatron_dna.parallel.topology import max_over_world
 from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.curriculum import Curriculum
 from megatron_dna.training.evaluation import evaluate
-from megatron_dna.training.guard import DivergenceError, StepGuard, save_batch
+from megatron_dna.training.guard import (
+    DivergenceError,
+    StepGuard,
+    check_divergence,
+    note_divergence,
+    save_batch,
+)
 from megatron_dna.training.interval import count_step, interval_metrics, report_stragglers
 from megatron_dna.training.lock import OutputLock
 from megatron_dna.training.metrics import Metrics
@@ -56,6 +62,7 @@ class Trainer:
 
         Raises:
             ValueError: a bad option, file or checkpoint; on every process alike.
+            DivergenceError: the run diverged, and torchrun has started it again.
         """
         self.config = config
         self.output_dir = Path(config.train.output_dir)
@@ -68,6 +75,7 @@ class Trainer:
         on_first_rank(lambda: self.lock.claim(wait_s=60.0 if is_restart else 0.0))
         on_every_rank(self.lock.join)
         try:
+            on_first_rank(lambda: check_divergence(self.output_dir, is_restart))
             self._open()
         except BaseException:
             self.watchdog.close()
@@ -107,8 +115,10 @@ class Trainer:
         """
         try:
             return self._train()
-        except DivergenceError:
+        except DivergenceError as error:
             self.saver.wait()  # what is on its way was saved before
+            message = str(error)
+            on_first_rank(lambda: note_divergence(self.output_dir, message))
             raise
 
     def _train(self) -> bool:

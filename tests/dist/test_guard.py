@@ -13,10 +13,17 @@ import torch
 from megatron_dna.checkpoint.state import GuardState
 from megatron_dna.config import load_config
 from megatron_dna.parallel.step import run_step
-from megatron_dna.training.guard import MEAN_STEPS, DivergenceError, StepGuard
+from megatron_dna.training.guard import (
+    MEAN_STEPS,
+    DivergenceError,
+    StepGuard,
+    check_divergence,
+    note_divergence,
+)
 from tests.dist.harness import run_ranks
 from tests.dist.small_data import write_data
 from tests.dist.test_resume import _go_back, _record, _tensors
+from tests.dist.whole_runs import start
 
 
 def _train(overrides: list[str], faults: dict[int, str]) -> tuple[int, str]:
@@ -104,8 +111,47 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path):
     assert "train.max_skipped_steps (2)" in message
     run = tmp_path / "run"
     assert (run / "skipped" / "iteration_0000007.json").is_file()
+    assert message in (run / "diverged.txt").read_text()
     # Not of iterations 3 and 6: what was skipped there may be the weights' fault.
     assert not list((run / "checkpoints").glob("iter_*"))
+
+
+def test_torchrun_s_restart_does_not_diverge_again(tmp_path: Path):
+    """If not, all GPUs compute the same way to the same end, as often as torchrun is allowed to."""
+    check_divergence(tmp_path, is_restart=True)  # nothing has diverged
+    note_divergence(tmp_path, "loss is nan in iteration 7")
+    for _ in range(2):
+        with pytest.raises(DivergenceError, match="loss is nan in iteration 7"):
+            check_divergence(tmp_path, is_restart=True)
+    check_divergence(tmp_path, is_restart=False)  # somebody wants it
+    check_divergence(tmp_path, is_restart=True)
+
+
+DIVERGE = """\
+import math, os, sys
+from dataclasses import replace
+sys.path.insert(0, os.getcwd())
+import pretrain_dna_bert
+from megatron_dna.training import trainer
+
+def run_step(*args, __original=trainer.run_step, **kwargs):
+    print("a step was taken", file=sys.stderr, flush=True)
+    return replace(__original(*args, **kwargs), loss_sum=math.nan)
+
+trainer.run_step = run_step
+sys.exit(pretrain_dna_bert.main())
+"""
+
+
+def test_a_whole_run_diverges_once(tmp_path: Path):
+    script = tmp_path / "diverge.py"
+    script.write_text(DIVERGE)
+    options = [*_options(tmp_path), "train.max_skipped_steps=0"]
+    launch = ["--max-restarts", "2"]
+    with start(options, tmp_path / "log", ranks=1, launch=launch, script=str(script)) as run:
+        assert run.wait() == 3, run.log[-3000:]
+    assert run.log.count("a step was taken") == 1
+    assert "error: loss is nan in iteration 1" in run.log
 
 
 def test_spikes():

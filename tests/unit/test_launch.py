@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pretrain_dna_bert
+from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.config import ConfigError
 from megatron_dna.training.guard import DivergenceError
 from tools.launch import main, max_connections
@@ -41,6 +42,8 @@ SET = {
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     "PET_SHUTDOWN_TIMEOUT": "600",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+    "NCCL_P2P_NET_CHUNKSIZE": "2097152",
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",
 }
 WORKER = """\
@@ -84,17 +87,50 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch):
     assert {name: os.environ[name] for name in SET} == given
 
 
+class _Run:
+    """A trainer whose opening and training end as told."""
+
+    def __init__(self, opened: object, trained: object) -> None:
+        self._trained = trained
+        _end(opened)
+
+    def train(self) -> object:
+        return _end(self._trained)
+
+    def close(self) -> None:
+        pass
+
+
+def _end(outcome: object) -> object:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
 @pytest.mark.parametrize(
-    ("outcome", "status"),
-    [(True, 0), (False, 75), (DivergenceError("loss is nan"), 3), (ConfigError("bad"), 2)],
+    ("opened", "trained", "status"),
+    [
+        (None, True, 0),
+        (None, False, 75),
+        (None, DivergenceError("loss is nan"), 3),
+        (DivergenceError("diverged before"), None, 3),
+        (ConfigError("bad"), None, 2),
+        (FileNotFoundError("no data"), None, 2),
+        (None, CheckpointError("disk full"), 1),
+    ],
 )
-def test_a_run_s_end_is_its_status(monkeypatch: pytest.MonkeyPatch, outcome: object, status: int):
-    """If not, Slurm starts again what has diverged, or leaves what it has pre-empted."""
-
-    def run(*arguments: object) -> object:
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr(pretrain_dna_bert, "run", run)
+def test_a_run_s_end_is_its_status(
+    monkeypatch: pytest.MonkeyPatch, opened: object, trained: object, status: int
+):
+    """If not, Slurm starts again what has diverged, or leaves what it has pre-empted, or what only
+    the disk has failed."""
+    monkeypatch.setattr(pretrain_dna_bert, "build", lambda *_: _Run(opened, trained))
     assert pretrain_dna_bert.main([]) == status
+
+
+@pytest.mark.parametrize("error", [ValueError("a library's"), OSError("a file system's")])
+def test_a_crash_in_training_keeps_its_stack(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    """If not, nobody can tell where a run of days ended, and Slurm takes it for a bad option."""
+    monkeypatch.setattr(pretrain_dna_bert, "build", lambda *_: _Run(None, error))
+    with pytest.raises(type(error)):
+        pretrain_dna_bert.main([])
