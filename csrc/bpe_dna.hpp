@@ -76,14 +76,11 @@ class DnaTables {
         candidate = right.prefix;
         continue;
       }
-      const std::uint16_t merged = meetings[right.start];
-      if (merged < left.left_limit && merged <= right.right_limit) {
+      if (merges_early(meetings[right.start], left, right)) {
         candidate = right.other_prefix;
         continue;
       }
-      if ((left.left_late & right.right_late) == 0 || vocabulary_.is_valid_pair(last, candidate)) {
-        break;
-      }
+      if (!may_merge_late(left, right) || vocabulary_.is_valid_pair(last, candidate)) break;
       candidate = right.prefix;
     }
     return candidate;
@@ -105,10 +102,9 @@ class DnaTables {
     const std::size_t next = state.at + right.length;
     const std::uint64_t bases = text.bases(next);
     const std::uint32_t merged = meetings_[std::size_t{left.end} * num_columns_ + right.start];
-    std::uint32_t is_bad = static_cast<std::uint32_t>(merged < left.left_limit) &
-                           static_cast<std::uint32_t>(merged <= right.right_limit);
-    is_bad |= static_cast<std::uint32_t>(is_dead_end(right, bases));
-    if ((left.left_late & right.right_late) != 0 && is_bad == 0) [[unlikely]] {
+    std::uint32_t is_bad = static_cast<std::uint32_t>(merges_early(merged, left, right)) |
+                           static_cast<std::uint32_t>(is_dead_end(right, bases));
+    if (may_merge_late(left, right) && is_bad == 0) [[unlikely]] {
       is_bad = !vocabulary_.is_valid_pair(last, candidate);
     }
     std::uint32_t longest = find_entry(bases);
@@ -154,6 +150,16 @@ class DnaTables {
     std::uint16_t token;
   };
 
+  // Whether the merge `merged` of the early tokens that meet at the border comes before either of
+  // the two is merged into what is around it. No branch.
+  static bool merges_early(std::uint32_t merged, const Row& left, const Row& right) {
+    return static_cast<unsigned>(merged < left.left_limit) &
+           static_cast<unsigned>(merged <= right.right_limit);
+  }
+  // False: no merge with a late token joins the two. True: they may or may not be a valid pair.
+  static bool may_merge_late(const Row& left, const Row& right) {
+    return (left.left_late & right.right_late) != 0;
+  }
   // Whether every token that these bases may start with is forbidden by an early merge.
   bool is_dead_end(const Row& left, std::uint64_t bases) const {
     constexpr std::size_t kStarts = std::size_t{1} << 2 * kAhead;
