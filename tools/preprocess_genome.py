@@ -83,7 +83,8 @@ def parse_args() -> argparse.Namespace:
         if getattr(args, name) is None:
             parser.error(f"--{needed} needs --{name.replace('_', '-')}")
     for name in (*NEEDED[other], *OPTIONAL[other]):
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 is given
             parser.error(f"--{name.replace('_', '-')} goes with --{other}, not with --{needed}")
     return args
 
@@ -123,7 +124,7 @@ def _add_options_of_fasta(group: Any) -> None:
         type=int,
         metavar="BP",
         help="leave windows of about BP bases out of training that it has already, on either "
-        "strand: of other assemblies or haplotypes",
+        "strand: of haplotypes, repeats or other files",
     )
 
 

@@ -30,7 +30,7 @@ from megatron_dna.tokenizer.template import check_output, save_tokenizer
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(LETTERS)
 
 MAX_VOCAB_SIZE = 65_536
-"""Ids then take two bytes."""
+"""The trainer numbers tokens with two bytes; from 65,500 ids on, a .bin takes four for each."""
 
 MAX_TOKEN_LENGTH = 64
 """Bases in the longest token, as in GENA's: satellites would fill the vocabulary otherwise."""

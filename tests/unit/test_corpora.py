@@ -210,6 +210,10 @@ def test_shards_that_do_not_belong_together_are_refused(corpus: Path, tmp_path: 
         ({"sources": {"a": {"fasta": "x", "vcf": 1}}}, r"a.vcf \(1\) must be text, or a list"),
         ({"sources": {"a": {"fasta": "x", "seed": 1}}}, "a.seed goes with vcf, which is not given"),
         (
+            {"sources": {"a": {"fasta": "x", "vcf": "v", "variant_context": 0}}},
+            r"a.variant_context \(0\) must be a number of bases from 1 on, or all",
+        ),
+        (
             {"sources": {"a": {"fasta": "x", "vcf": "v", "variant_context": "1k"}}},
             r"a.variant_context \(1k\) must be a number of bases from 1 on, or all",
         ),
@@ -317,6 +321,10 @@ def test_the_batch_script_makes_shards_and_joins_them(corpus: Path, tmp_path: Pa
         (
             ("--corpus", "c.yaml", "--output-dir", "d", "--holdout", "20"),
             "--holdout goes with --fasta",
+        ),
+        (
+            ("--corpus", "c.yaml", "--output-dir", "d", "--num-samples", "0"),
+            "--num-samples goes with --fasta",
         ),
         (("--corpus", "c.yaml", "--output-dir", "d", "--shard", "1"), "must be I/N, such as 1/8"),
     ],
