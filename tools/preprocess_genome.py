@@ -94,6 +94,7 @@ OPTIONAL = {
     "fasta": (
         "reverse_complement",
         "holdout",
+        "exclude",
         "min_length",
         "drop_duplicate_windows",
         *HAPLOTYPE_KEYS,
@@ -117,6 +118,14 @@ def _add_options_of_fasta(group: Any) -> None:
         metavar="REGION",
         help="regions for PREFIX_valid, of which PREFIX_train has no base on either strand: "
         "20, 20:3000001-4000000 (1-based, inclusive) or a BED file",
+    )
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="CONTIG",
+        help="contigs for neither file, by name or shell pattern, such as '*_alt' 'chrUn_*', which "
+        "would bring copies of what is held out into training",
     )
     group.add_argument("--min-length", type=int, metavar="BP", help="drop shorter stretches")
     group.add_argument(
@@ -188,6 +197,12 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
         f"{sum(contig['bases_in_runs_of_n_dropped'] for contig in contigs):,} bases in runs of N, "
         f"{sum(contig['short_stretches_dropped'] for contig in contigs):,} short stretches"
     )
+    if "excluded" in manifest:
+        excluded = manifest["excluded"]
+        print(
+            f"excluded: {len(excluded):,} contigs, "
+            f"{sum(contig['bases'] for contig in excluded):,} bases"
+        )
     if "duplicate_windows" in manifest:
         dropped = manifest["duplicate_windows"]
         print(
@@ -234,6 +249,7 @@ def run_fasta(args: argparse.Namespace) -> None:
         output_prefix=args.output_prefix,
         reverse_complement=args.reverse_complement,
         holdout=tuple(args.holdout or ()),
+        exclude=tuple(args.exclude or ()),
         min_length=args.min_length or 0,
         haplotypes=parse_haplotype_options({key: getattr(args, key) for key in HAPLOTYPE_KEYS}),
         drop_duplicate_windows=args.drop_duplicate_windows or 0,

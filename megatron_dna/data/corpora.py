@@ -23,7 +23,7 @@ from megatron_dna.data.haplotypes import (
 )
 from megatron_dna.data.merge import merge_parts
 from megatron_dna.data.preprocess import PreprocessOptions, find_finished, preprocess
-from megatron_dna.genome.regions import is_bed
+from megatron_dna.genome.regions import is_bed, read_unresolved
 
 BLEND_FILE = "blend.yaml"
 VARIANT_SPACING = 1000
@@ -35,6 +35,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "species": ((str,), "text"),
     "weight": ((int, float), "a number"),
     "holdout": ((str, list), "text, or a list of it"),
+    "exclude": ((str, list), "text, or a list of it"),
     "reverse_complement": ((bool,), "true or false"),
     "min_length": ((int,), "a whole number"),
     "drop_duplicate_windows": ((int,), "a whole number"),
@@ -106,7 +107,27 @@ def read_corpus(
             **common,
         )
         found.append(Source(name, float(keys.get("weight", 1)), options))
+    _check_holdouts(path, found)
     return found
+
+
+def _check_holdouts(path: Path, sources: Sequence[Source]) -> None:
+    """What is held out of a FASTA file must be held out of all sources that read it.
+
+    Raises:
+        ValueError: two sources that share a file differ.
+    """
+    first_with: dict[Path, Source] = {}
+    for source in sources:
+        for fasta in source.options.fasta:
+            first = first_with.setdefault(fasta.resolve(), source)
+            regions, others = (list(s.options.holdout) for s in (source, first))
+            if regions != others and read_unresolved(regions) != read_unresolved(others):
+                raise ValueError(
+                    f"corpus {path}: sources.{source.name}.holdout ({regions}) must name the "
+                    f"regions of sources.{first.name}.holdout ({others}), since both read {fasta}: "
+                    "one would train on what is held out of the other; give both the same regions"
+                )
 
 
 def _check_mapping(key: str, value: object, known: Sequence[str]) -> None:
@@ -136,6 +157,7 @@ def _read_source(key: str, keys: Any, root: Path) -> dict[str, Any]:
     return {
         "fasta": tuple(root / path for path in _as_list(keys["fasta"])),
         "holdout": tuple(holdout),
+        "exclude": tuple(_as_list(keys.get("exclude", []))),
         "haplotypes": _read_haplotypes(key, keys, root),
         **{name: keys[name] for name in OPTION_KEYS if name in keys},
     }

@@ -243,7 +243,8 @@ class HaplotypeSource:
 
     def _read(self, plan: Plan, store: SequenceStore) -> Iterator[ContigVariants]:
         contigs = {contig.name: store.stretch(contig.name) for contig in plan.contigs}
-        return read_variants(self._files, self._samples, contigs, self._options.variants)
+        excluded = {contig.name for contig in plan.excluded}
+        return read_variants(self._files, self._samples, contigs, self._options.variants, excluded)
 
     def _cut(
         self, variants: ContigVariants, plan: Plan

@@ -46,6 +46,7 @@ def describe(plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
             {"contig": region.contig, "start": region.start, "end": region.end}
             for region in plan.holdout
         ],
+        **({"excluded": _describe_excluded(plan.excluded)} if plan.excluded else {}),
         "contigs": [
             _describe_contig(contig, by_contig[contig.name], dropped[contig.name])
             for contig in plan.contigs
@@ -74,6 +75,7 @@ def join(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{key: first[key] for key in ("duplicate_windows",) if key in first},
         "totals": _join_counts([manifest["totals"] for manifest in manifests]),
         "holdout": first["holdout"],
+        **({"excluded": first["excluded"]} if "excluded" in first else {}),
         "contigs": [
             rows[0] | _join_counts(rows)
             for rows in zip(*(manifest["contigs"] for manifest in manifests), strict=True)
@@ -139,6 +141,13 @@ def write_durably(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _describe_excluded(contigs: Sequence[ContigSummary]) -> list[dict[str, Any]]:
+    return [
+        {"name": contig.name, "fasta": str(contig.path), "bases": contig.length}
+        for contig in contigs
+    ]
 
 
 def _describe_contig(
