@@ -190,13 +190,23 @@ def preprocess_corpus(
         shard: (i, n), the i-th of n, from 1 on.
 
     Yields:
-        Each source, its options those of the shard, with its manifest, when it is complete.
+        Each source, its options those of the shard unless all of it is complete, with its manifest,
+        when that is complete.
 
     Raises:
         ValueError, OSError: see `preprocess`.
     """
-    for source in sources if shard is None else take_shard(sources, *shard):
-        yield source, find_finished(source.options) or preprocess(source.options)
+    if shard is None:
+        for source in sources:
+            yield source, find_finished(source.options) or preprocess(source.options)
+        return
+    whole = {source.name: source for source in sources}
+    for part in take_shard(sources, *shard):
+        source = whole[part.name]
+        if (manifest := find_finished(source.options)) is not None:
+            yield source, manifest  # joined already: its parts may be gone
+        else:
+            yield part, find_finished(part.options) or preprocess(part.options)
 
 
 def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[Source]:
@@ -207,7 +217,12 @@ def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[S
     """
     if not 1 <= shard <= num_shards:
         raise ValueError(f"shard ({shard}/{num_shards}) must be I/N with 1 <= I <= N")
-    costs = [_cost(source.options) for source in sources]
+    return _take(sources, [_cost(source.options) for source in sources], shard, num_shards)
+
+
+def _take(
+    sources: Sequence[Source], costs: Sequence[Fraction], shard: int, num_shards: int
+) -> list[Source]:
     total = sum(costs, Fraction(0))
     first, last = Fraction(shard - 1, num_shards), Fraction(shard, num_shards)
     taken, position = [], Fraction(0)
@@ -264,20 +279,27 @@ def merge_corpus(
         ValueError: a shard is missing, or of other options, inputs or versions than the rest.
         OSError: a file cannot be read or written.
     """
+    parts: dict[int, dict[str, list[PreprocessOptions]]] = {}  # by the number of shards
     for source in sources:
         manifest = find_finished(source.options)
         if manifest is None:
             num_shards = _find_num_shards(source.name, output_dir)
-            parts = [
-                part.options
-                for shard in range(1, num_shards + 1)
-                for part in take_shard(sources, shard, num_shards)
-                if part.name == source.name
-            ]
-            manifest = merge_parts(source.options, parts)
+            if num_shards not in parts:
+                parts[num_shards] = _list_parts(sources, num_shards)
+            manifest = merge_parts(source.options, parts[num_shards][source.name])
         for path in output_dir.glob(f"{source.name}.shard-*-of-*"):
             path.unlink()
         yield source, manifest
+
+
+def _list_parts(sources: Sequence[Source], num_shards: int) -> dict[str, list[PreprocessOptions]]:
+    """Options of every part of every source, by the source's name."""
+    costs = [_cost(source.options) for source in sources]
+    parts: dict[str, list[PreprocessOptions]] = {source.name: [] for source in sources}
+    for shard in range(1, num_shards + 1):
+        for part in _take(sources, costs, shard, num_shards):
+            parts[part.name].append(part.options)
+    return parts
 
 
 def _find_num_shards(name: str, output_dir: Path) -> int:

@@ -228,15 +228,7 @@ def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[st
     """All that shapes the output: where it is the same, an interrupted run can go on."""
     return {
         "versions": manifests.versions(),
-        "options": {
-            "reverse_complement": options.reverse_complement,
-            "holdout": list(options.holdout),
-            **({"exclude": list(options.exclude)} if options.exclude else {}),
-            "min_length": options.min_length,
-            **({"haplotypes": options.haplotypes.describe()} if options.haplotypes else {}),
-            "drop_duplicate_windows": options.drop_duplicate_windows,
-            **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
-        },
+        "options": describe_options(options),
         "species": options.species,
         "inputs": [
             {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -247,6 +239,19 @@ def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[st
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
         },
+    }
+
+
+def describe_options(options: PreprocessOptions) -> dict[str, Any]:
+    """The `options` of `describe_run`; of it all, they alone tell a source's parts apart."""
+    return {
+        "reverse_complement": options.reverse_complement,
+        "holdout": list(options.holdout),
+        **({"exclude": list(options.exclude)} if options.exclude else {}),
+        "min_length": options.min_length,
+        **({"haplotypes": options.haplotypes.describe()} if options.haplotypes else {}),
+        "drop_duplicate_windows": options.drop_duplicate_windows,
+        **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
     }
 
 
