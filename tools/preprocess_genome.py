@@ -241,6 +241,15 @@ def print_next(data: dict[str, Any]) -> None:
     )
 
 
+def recorded_command() -> tuple[str, ...]:
+    """The command line for the manifest, without the options that do not change the output."""
+    how = argparse.ArgumentParser(add_help=False)
+    how.add_argument("--workers")
+    how.add_argument("--shard")
+    how.add_argument("--merge", action="store_true")
+    return (sys.argv[0], *how.parse_known_args()[1])
+
+
 def run_fasta(args: argparse.Namespace) -> None:
     """Makes the files of one prefix."""
     options = PreprocessOptions(
@@ -254,7 +263,7 @@ def run_fasta(args: argparse.Namespace) -> None:
         haplotypes=parse_haplotype_options({key: getattr(args, key) for key in HAPLOTYPE_KEYS}),
         drop_duplicate_windows=args.drop_duplicate_windows or 0,
         workers=args.workers,
-        command=tuple(sys.argv),
+        command=recorded_command(),
     )
     manifest = preprocess(options)
     print_summary(args.output_prefix, manifest)
@@ -274,7 +283,7 @@ def run_corpus(args: argparse.Namespace) -> None:
         args.output_dir,
         args.data_dir,
         workers=args.workers,
-        command=tuple(sys.argv),
+        command=recorded_command(),
     )
     shard = re.fullmatch(r"(\d+)/(\d+)", args.shard or "1/1")
     if shard is None:

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,11 @@ def test_the_example_corpus_from_the_shell(tmp_path: Path, tokenizer_path: Path)
     assert both["holdout"] == forward["holdout"]
     assert both["totals"]["train"]["bases"] == 2 * forward["totals"]["train"]["bases"]
     assert both["species"] == "Homo sapiens"
+    merged = files(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    done = run_tool(*common, "--workers=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(tmp_path / "out") == merged  # the manifests have the same command too
 
 
 SBATCH = """#!/bin/bash
@@ -205,7 +211,7 @@ for option in "$@"; do
 done
 export SLURM_JOB_ID=7 SLURM_CPUS_PER_TASK=2
 if [ -n "${last:-}" ]; then
-    export SLURM_ARRAY_TASK_COUNT=$last
+    export SLURM_ARRAY_TASK_COUNT=1  # as where each is submitted by itself
     for ((i = last; i >= 1; i--)); do SLURM_ARRAY_TASK_ID=$i bash "$script" >&2; done
 else
     bash "$script" >&2
