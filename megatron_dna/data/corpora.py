@@ -24,6 +24,7 @@ from megatron_dna.data.haplotypes import (
 from megatron_dna.data.merge import merge_parts
 from megatron_dna.data.preprocess import PreprocessOptions, find_finished, preprocess
 from megatron_dna.genome.regions import is_bed, read_unresolved
+from megatron_dna.tokenizer.train import Genome
 
 BLEND_FILE = "blend.yaml"
 VARIANT_SPACING = 1000
@@ -128,6 +129,15 @@ def _check_holdouts(path: Path, sources: Sequence[Source]) -> None:
                     f"regions of sources.{first.name}.holdout ({others}), since both read {fasta}: "
                     "one would train on what is held out of the other; give both the same regions"
                 )
+
+
+def list_genomes(sources: Sequence[Source]) -> list[Genome]:
+    """The references of a corpus, to train a tokenizer on: each set of FASTA files once."""
+    found: dict[tuple[Path, ...], Genome] = {}
+    for options in (source.options for source in sources):
+        key = tuple(path.resolve() for path in options.fasta)
+        found.setdefault(key, Genome(options.fasta, options.holdout, options.exclude))
+    return list(found.values())
 
 
 def _check_mapping(key: str, value: object, known: Sequence[str]) -> None:
