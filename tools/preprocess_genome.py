@@ -83,7 +83,8 @@ def parse_args() -> argparse.Namespace:
         if getattr(args, name) is None:
             parser.error(f"--{needed} needs --{name.replace('_', '-')}")
     for name in (*NEEDED[other], *OPTIONAL[other]):
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 is given
             parser.error(f"--{name.replace('_', '-')} goes with --{other}, not with --{needed}")
     return args
 
@@ -93,6 +94,7 @@ OPTIONAL = {
     "fasta": (
         "reverse_complement",
         "holdout",
+        "exclude",
         "min_length",
         "drop_duplicate_windows",
         *HAPLOTYPE_KEYS,
@@ -117,13 +119,21 @@ def _add_options_of_fasta(group: Any) -> None:
         help="regions for PREFIX_valid, of which PREFIX_train has no base on either strand: "
         "20, 20:3000001-4000000 (1-based, inclusive) or a BED file",
     )
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="CONTIG",
+        help="contigs for neither file, by name or shell pattern, such as '*_alt' 'chrUn_*', which "
+        "would bring copies of what is held out into training",
+    )
     group.add_argument("--min-length", type=int, metavar="BP", help="drop shorter stretches")
     group.add_argument(
         "--drop-duplicate-windows",
         type=int,
         metavar="BP",
         help="leave windows of about BP bases out of training that it has already, on either "
-        "strand: of other assemblies or haplotypes",
+        "strand: of haplotypes, repeats or other files",
     )
 
 
@@ -187,6 +197,12 @@ def print_summary(prefix: Path, manifest: dict[str, Any]) -> None:
         f"{sum(contig['bases_in_runs_of_n_dropped'] for contig in contigs):,} bases in runs of N, "
         f"{sum(contig['short_stretches_dropped'] for contig in contigs):,} short stretches"
     )
+    if "excluded" in manifest:
+        excluded = manifest["excluded"]
+        print(
+            f"excluded: {len(excluded):,} contigs, "
+            f"{sum(contig['bases'] for contig in excluded):,} bases"
+        )
     if "duplicate_windows" in manifest:
         dropped = manifest["duplicate_windows"]
         print(
@@ -225,6 +241,15 @@ def print_next(data: dict[str, Any]) -> None:
     )
 
 
+def recorded_command() -> tuple[str, ...]:
+    """The command line for the manifest, without the options that do not change the output."""
+    how = argparse.ArgumentParser(add_help=False)
+    how.add_argument("--workers")
+    how.add_argument("--shard")
+    how.add_argument("--merge", action="store_true")
+    return (sys.argv[0], *how.parse_known_args()[1])
+
+
 def run_fasta(args: argparse.Namespace) -> None:
     """Makes the files of one prefix."""
     options = PreprocessOptions(
@@ -233,11 +258,12 @@ def run_fasta(args: argparse.Namespace) -> None:
         output_prefix=args.output_prefix,
         reverse_complement=args.reverse_complement,
         holdout=tuple(args.holdout or ()),
+        exclude=tuple(args.exclude or ()),
         min_length=args.min_length or 0,
         haplotypes=parse_haplotype_options({key: getattr(args, key) for key in HAPLOTYPE_KEYS}),
         drop_duplicate_windows=args.drop_duplicate_windows or 0,
         workers=args.workers,
-        command=tuple(sys.argv),
+        command=recorded_command(),
     )
     manifest = preprocess(options)
     print_summary(args.output_prefix, manifest)
@@ -257,7 +283,7 @@ def run_corpus(args: argparse.Namespace) -> None:
         args.output_dir,
         args.data_dir,
         workers=args.workers,
-        command=tuple(sys.argv),
+        command=recorded_command(),
     )
     shard = re.fullmatch(r"(\d+)/(\d+)", args.shard or "1/1")
     if shard is None:

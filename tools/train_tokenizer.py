@@ -7,13 +7,16 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+from megatron_dna.data.corpora import list_genomes, read_corpus
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
-from megatron_dna.tokenizer.train import train_tokenizer
+from megatron_dna.tokenizer.train import TrainingSample, train_on_genomes, train_tokenizer
 
 EXAMPLE = """\
 example:
   python tools/train_tokenizer.py --fasta examples/data/human_chr20_1-4000000.fa.gz \\
       --holdout 20:3000001-4000000 --vocab-size 512 --output runs/tokenizer.json
+  python tools/train_tokenizer.py --corpus examples/corpora/example.yaml \\
+      --vocab-size 512 --output runs/tokenizer.json
   python tools/train_tokenizer.py --kind kmer --k 6 --output runs/6mer.json
   python tools/train_tokenizer.py --kind char --output runs/char.json
 """
@@ -21,11 +24,16 @@ example:
 
 DEFAULT_K = 6
 OPTIONS: dict[str, set[str]] = {
-    "bpe": {"fasta", "vocab_size", "holdout", "sample_bases", "sample_length", "seed"},
+    "bpe": {
+        *("fasta", "holdout", "exclude", "corpus", "data_dir"),
+        *("vocab_size", "sample_bases", "sample_length", "seed"),
+    },
     "kmer": {"k"},
     "char": set(),
 }
-REQUIRED: dict[str, set[str]] = {"bpe": {"fasta", "vocab_size"}, "kmer": set(), "char": set()}
+REQUIRED: dict[str, set[str]] = {"bpe": {"vocab_size"}, "kmer": set(), "char": set()}
+OWNERS = {"holdout": "fasta", "exclude": "fasta", "data_dir": "corpus"}
+"""Options of BPE that go with one of the two that name genomes."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,13 +61,33 @@ def parse_args() -> argparse.Namespace:
         metavar="FASTA",
         help="genomes to sample, plain, gzipped or bgzipped; contig names must be unique",
     )
+    bpe.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="YAML",
+        help="sample the FASTA files of a corpus file (tools/preprocess_genome.py), without what "
+        "its sources hold out and exclude; contig names must be unique in a source only",
+    )
+    bpe.add_argument(
+        "--data-dir",
+        type=Path,
+        help="what paths in the corpus file are relative to (default: its folder)",
+    )
     bpe.add_argument("--vocab-size", type=int, help="number of ids, special tokens included")
     bpe.add_argument(
         "--holdout",
         nargs="+",
         action="extend",
         metavar="REGION",
-        help="regions that training never sees: 20 or 20:3000001-4000000 (1-based, inclusive)",
+        help="regions that training never sees: 20, 20:3000001-4000000 (1-based, inclusive) or a "
+        "BED file",
+    )
+    bpe.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="CONTIG",
+        help="contigs that training never sees, by name or shell pattern, such as '*_alt'",
     )
     bpe.add_argument(
         "--sample-bases",
@@ -82,6 +110,11 @@ def check_options(kind: str, given: Set[str]) -> None:
             raise ValueError(f"{flag(name)} is for --kind {owner}; leave it out for --kind {kind}")
     for name in sorted(REQUIRED[kind] - given):
         raise ValueError(f"{flag(name)} is needed for --kind {kind}")
+    if kind == "bpe" and len(given & {"fasta", "corpus"}) != 1:
+        raise ValueError("--fasta or --corpus is needed for --kind bpe; give one of the two")
+    for name, owner in OWNERS.items():
+        if name in given and owner not in given:
+            raise ValueError(f"{flag(name)} goes with {flag(owner)}, which is not given")
 
 
 def flag(name: str) -> str:
@@ -89,11 +122,22 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def train_bpe(
+    corpus: Path | None = None, data_dir: Path | None = None, **options: Any
+) -> TrainingSample:
+    """Trains on FASTA files, or on those of a corpus."""
+    if corpus is None:
+        return train_tokenizer(**options)
+    # Nothing is written where the sources say: `output` is the tokenizer's own.
+    sources = read_corpus(corpus, Path(), data_dir)
+    return train_on_genomes(list_genomes(sources), **options)
+
+
 def make_tokenizer(kind: str, output: Path, **options: Any) -> str:
     """Writes the tokenizer.json; returns what it is."""
     check_options(kind, options.keys())
     if kind == "bpe":
-        sample = train_tokenizer(output=output, **options)
+        sample = train_bpe(output=output, **options)
         return (
             f"{options['vocab_size']:,} tokens, trained on {sample.num_bases:,} bases in "
             f"{sample.num_sequences:,} samples; {sample.num_reverse_complement:,} of these were "

@@ -23,7 +23,8 @@ from megatron_dna.data.haplotypes import (
 )
 from megatron_dna.data.merge import merge_parts
 from megatron_dna.data.preprocess import PreprocessOptions, find_finished, preprocess
-from megatron_dna.genome.regions import is_bed
+from megatron_dna.genome.regions import is_bed, read_unresolved
+from megatron_dna.tokenizer.train import Genome
 
 BLEND_FILE = "blend.yaml"
 VARIANT_SPACING = 1000
@@ -35,6 +36,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "species": ((str,), "text"),
     "weight": ((int, float), "a number"),
     "holdout": ((str, list), "text, or a list of it"),
+    "exclude": ((str, list), "text, or a list of it"),
     "reverse_complement": ((bool,), "true or false"),
     "min_length": ((int,), "a whole number"),
     "drop_duplicate_windows": ((int,), "a whole number"),
@@ -106,7 +108,36 @@ def read_corpus(
             **common,
         )
         found.append(Source(name, float(keys.get("weight", 1)), options))
+    _check_holdouts(path, found)
     return found
+
+
+def _check_holdouts(path: Path, sources: Sequence[Source]) -> None:
+    """What is held out of a FASTA file must be held out of all sources that read it.
+
+    Raises:
+        ValueError: two sources that share a file differ.
+    """
+    first_with: dict[Path, Source] = {}
+    for source in sources:
+        for fasta in source.options.fasta:
+            first = first_with.setdefault(fasta.resolve(), source)
+            regions, others = (list(s.options.holdout) for s in (source, first))
+            if regions != others and read_unresolved(regions) != read_unresolved(others):
+                raise ValueError(
+                    f"corpus {path}: sources.{source.name}.holdout ({regions}) must name the "
+                    f"regions of sources.{first.name}.holdout ({others}), since both read {fasta}: "
+                    "one would train on what is held out of the other; give both the same regions"
+                )
+
+
+def list_genomes(sources: Sequence[Source]) -> list[Genome]:
+    """The references of a corpus, to train a tokenizer on: each set of FASTA files once."""
+    found: dict[tuple[Path, ...], Genome] = {}
+    for options in (source.options for source in sources):
+        key = tuple(path.resolve() for path in options.fasta)
+        found.setdefault(key, Genome(options.fasta, options.holdout, options.exclude))
+    return list(found.values())
 
 
 def _check_mapping(key: str, value: object, known: Sequence[str]) -> None:
@@ -136,6 +167,7 @@ def _read_source(key: str, keys: Any, root: Path) -> dict[str, Any]:
     return {
         "fasta": tuple(root / path for path in _as_list(keys["fasta"])),
         "holdout": tuple(holdout),
+        "exclude": tuple(_as_list(keys.get("exclude", []))),
         "haplotypes": _read_haplotypes(key, keys, root),
         **{name: keys[name] for name in OPTION_KEYS if name in keys},
     }
@@ -168,13 +200,23 @@ def preprocess_corpus(
         shard: (i, n), the i-th of n, from 1 on.
 
     Yields:
-        Each source, its options those of the shard, with its manifest, when it is complete.
+        Each source, its options those of the shard unless all of it is complete, with its manifest,
+        when that is complete.
 
     Raises:
         ValueError, OSError: see `preprocess`.
     """
-    for source in sources if shard is None else take_shard(sources, *shard):
-        yield source, find_finished(source.options) or preprocess(source.options)
+    if shard is None:
+        for source in sources:
+            yield source, find_finished(source.options) or preprocess(source.options)
+        return
+    whole = {source.name: source for source in sources}
+    for part in take_shard(sources, *shard):
+        source = whole[part.name]
+        if (manifest := find_finished(source.options)) is not None:
+            yield source, manifest  # joined already: its parts may be gone
+        else:
+            yield part, find_finished(part.options) or preprocess(part.options)
 
 
 def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[Source]:
@@ -185,7 +227,12 @@ def take_shard(sources: Sequence[Source], shard: int, num_shards: int) -> list[S
     """
     if not 1 <= shard <= num_shards:
         raise ValueError(f"shard ({shard}/{num_shards}) must be I/N with 1 <= I <= N")
-    costs = [_cost(source.options) for source in sources]
+    return _take(sources, [_cost(source.options) for source in sources], shard, num_shards)
+
+
+def _take(
+    sources: Sequence[Source], costs: Sequence[Fraction], shard: int, num_shards: int
+) -> list[Source]:
     total = sum(costs, Fraction(0))
     first, last = Fraction(shard - 1, num_shards), Fraction(shard, num_shards)
     taken, position = [], Fraction(0)
@@ -242,20 +289,27 @@ def merge_corpus(
         ValueError: a shard is missing, or of other options, inputs or versions than the rest.
         OSError: a file cannot be read or written.
     """
+    parts: dict[int, dict[str, list[PreprocessOptions]]] = {}  # by the number of shards
     for source in sources:
         manifest = find_finished(source.options)
         if manifest is None:
             num_shards = _find_num_shards(source.name, output_dir)
-            parts = [
-                part.options
-                for shard in range(1, num_shards + 1)
-                for part in take_shard(sources, shard, num_shards)
-                if part.name == source.name
-            ]
-            manifest = merge_parts(source.options, parts)
+            if num_shards not in parts:
+                parts[num_shards] = _list_parts(sources, num_shards)
+            manifest = merge_parts(source.options, parts[num_shards][source.name])
         for path in output_dir.glob(f"{source.name}.shard-*-of-*"):
             path.unlink()
         yield source, manifest
+
+
+def _list_parts(sources: Sequence[Source], num_shards: int) -> dict[str, list[PreprocessOptions]]:
+    """Options of every part of every source, by the source's name."""
+    costs = [_cost(source.options) for source in sources]
+    parts: dict[str, list[PreprocessOptions]] = {source.name: [] for source in sources}
+    for shard in range(1, num_shards + 1):
+        for part in _take(sources, costs, shard, num_shards):
+            parts[part.name].append(part.options)
+    return parts
 
 
 def _find_num_shards(name: str, output_dir: Path) -> int:

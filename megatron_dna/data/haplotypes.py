@@ -87,7 +87,7 @@ def parse_haplotype_options(
     Raises:
         ValueError: a value is not one that there is, or goes with `vcf` alone; names the key.
     """
-    given = {key: value for key, value in values.items() if value not in (None, [], False)}
+    given = {key: v for key, v in values.items() if v is not None and v is not False and v != []}
     if "vcf" not in given:
         if given:
             raise ValueError(f"{next(iter(given))} goes with vcf, which is not given")
@@ -243,7 +243,8 @@ class HaplotypeSource:
 
     def _read(self, plan: Plan, store: SequenceStore) -> Iterator[ContigVariants]:
         contigs = {contig.name: store.stretch(contig.name) for contig in plan.contigs}
-        return read_variants(self._files, self._samples, contigs, self._options.variants)
+        excluded = {contig.name for contig in plan.excluded}
+        return read_variants(self._files, self._samples, contigs, self._options.variants, excluded)
 
     def _cut(
         self, variants: ContigVariants, plan: Plan

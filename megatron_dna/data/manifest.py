@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,17 @@ import megatron_dna
 from megatron_dna.genome.corpus import SPLITS, ContigSummary, Document, Plan
 
 FORMAT = "megatron_dna genome 1"
+
+_JOINED = (
+    "duplicate_windows",
+    "totals",
+    "holdout",
+    "excluded",
+    "contigs",
+    "documents",
+    "haplotypes",
+)
+"""What a manifest says of the output, in its order."""
 
 Counted = tuple[Document, int]
 """A document and its tokens."""
@@ -46,6 +57,7 @@ def describe(plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
             {"contig": region.contig, "start": region.start, "end": region.end}
             for region in plan.holdout
         ],
+        **({"excluded": _describe_excluded(plan.excluded)} if plan.excluded else {}),
         "contigs": [
             _describe_contig(contig, by_contig[contig.name], dropped[contig.name])
             for contig in plan.contigs
@@ -67,27 +79,22 @@ def describe(plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def join(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `describe` would say of the whole, from what it said of its parts, in order."""
-    first = manifests[0]
-    return {
-        **{key: first[key] for key in ("duplicate_windows",) if key in first},
-        "totals": _join_counts([manifest["totals"] for manifest in manifests]),
-        "holdout": first["holdout"],
-        "contigs": [
-            rows[0] | _join_counts(rows)
-            for rows in zip(*(manifest["contigs"] for manifest in manifests), strict=True)
-        ],
-        "documents": {
-            split: [row for manifest in manifests for row in manifest["documents"][split]]
-            for split in SPLITS
-        },
-        **(
-            {"haplotypes": _join_haplotypes([manifest["haplotypes"] for manifest in manifests])}
-            if "haplotypes" in first
-            else {}
-        ),
-    }
+def join(manifests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `describe` would say of the whole, from what it said of its parts, in order.
+
+    Memory: that of the whole, and of no more than two parts at a time.
+    """
+    parts = iter(manifests)
+    first = next(parts)
+    whole = {key: first[key] for key in _JOINED if key in first}
+    for part in parts:
+        whole["totals"] = _join_counts([whole["totals"], part["totals"]])
+        _add_rows(whole["contigs"], part["contigs"])
+        for split in SPLITS:
+            whole["documents"][split] += part["documents"][split]
+        if "haplotypes" in whole:
+            _add_rows(whole["haplotypes"]["haplotypes"], part["haplotypes"]["haplotypes"])
+    return whole
 
 
 def add_haplotypes(manifest: dict[str, Any], haplotypes: Mapping[str, Any]) -> None:
@@ -97,14 +104,10 @@ def add_haplotypes(manifest: dict[str, Any], haplotypes: Mapping[str, Any]) -> N
     manifest["haplotypes"] = {**haplotypes, "haplotypes": rows}
 
 
-def _join_haplotypes(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        **parts[0],
-        "haplotypes": [
-            {**rows[0], **_join_counts(rows)}
-            for rows in zip(*(part["haplotypes"] for part in parts), strict=True)
-        ],
-    }
+def _add_rows(rows: Sequence[dict[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the counts of another part to rows of contigs or haplotypes."""
+    for row, other in zip(rows, others, strict=True):
+        row |= _join_counts([row, other])
 
 
 def versions() -> dict[str, str]:
@@ -139,6 +142,13 @@ def write_durably(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _describe_excluded(contigs: Sequence[ContigSummary]) -> list[dict[str, Any]]:
+    return [
+        {"name": contig.name, "fasta": str(contig.path), "bases": contig.length}
+        for contig in contigs
+    ]
 
 
 def _describe_contig(

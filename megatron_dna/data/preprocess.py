@@ -59,6 +59,7 @@ class PreprocessOptions:
         reverse_complement: each document's reverse complement follows it, encoded from sequence.
         holdout: regions for P_valid, which P_train has nothing of: `20:3000001-4000000` (1-based,
             inclusive), a whole contig, or a BED file.
+        exclude: contigs for neither, by name or shell pattern (`*_alt`).
         min_length: shorter stretches are dropped (bases).
         haplotypes: of VCF files; their documents follow those of the reference.
         drop_duplicate_windows: windows of so many bases (in the mean; 0: none) that training has
@@ -74,6 +75,7 @@ class PreprocessOptions:
     output_prefix: Path
     reverse_complement: bool = False
     holdout: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     min_length: int = 0
     haplotypes: HaplotypeOptions | None = None
     drop_duplicate_windows: int = 0
@@ -111,7 +113,11 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         tokenizer, contigs = _read_inputs(options, store)
         head = describe_run(options, tokenizer)
         plan = plan_documents(
-            contigs, options.holdout, options.min_length, both_strands=options.reverse_complement
+            contigs,
+            options.holdout,
+            options.min_length,
+            both_strands=options.reverse_complement,
+            exclude=options.exclude,
         )
         if options.haplotypes and options.haplotypes.no_reference:
             plan = replace(plan, documents=())
@@ -161,7 +167,7 @@ def _read_inputs(
             if opened.done():
                 opened.result()
 
-        contigs = scan(options.fasta, advance, store.append, ahead=options.workers > 1)
+        contigs = scan(options.fasta, advance, store.append, options.workers > 1, options.exclude)
         return opened.result(), contigs
 
 
@@ -222,14 +228,7 @@ def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[st
     """All that shapes the output: where it is the same, an interrupted run can go on."""
     return {
         "versions": manifests.versions(),
-        "options": {
-            "reverse_complement": options.reverse_complement,
-            "holdout": list(options.holdout),
-            "min_length": options.min_length,
-            **({"haplotypes": options.haplotypes.describe()} if options.haplotypes else {}),
-            "drop_duplicate_windows": options.drop_duplicate_windows,
-            **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
-        },
+        "options": describe_options(options),
         "species": options.species,
         "inputs": [
             {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -240,6 +239,19 @@ def describe_run(options: PreprocessOptions, tokenizer: DnaTokenizer) -> dict[st
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
         },
+    }
+
+
+def describe_options(options: PreprocessOptions) -> dict[str, Any]:
+    """The `options` of `describe_run`; of it all, they alone tell a source's parts apart."""
+    return {
+        "reverse_complement": options.reverse_complement,
+        "holdout": list(options.holdout),
+        **({"exclude": list(options.exclude)} if options.exclude else {}),
+        "min_length": options.min_length,
+        **({"haplotypes": options.haplotypes.describe()} if options.haplotypes else {}),
+        "drop_duplicate_windows": options.drop_duplicate_windows,
+        **({} if options.part == WHOLE else {"part": [str(bound) for bound in options.part]}),
     }
 
 

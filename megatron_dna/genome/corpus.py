@@ -17,6 +17,7 @@ from megatron_dna.genome.regions import (
     Interval,
     Region,
     is_bed,
+    is_excluded,
     merge_intervals,
     parse_region,
     read_bed,
@@ -97,12 +98,14 @@ class Plan:
         holdout: merged and sorted.
         documents: in the order of the files; a reverse strand follows its forward strand.
         dropped: stretches that are too short to be documents, forward strand only.
+        excluded: contigs of the files that are in no split.
     """
 
     contigs: tuple[ContigSummary, ...]
     holdout: tuple[Region, ...]
     documents: tuple[Document, ...]
     dropped: tuple[Document, ...]
+    excluded: tuple[ContigSummary, ...] = ()
 
     def contig(self, name: str) -> ContigSummary:
         """A contig by its name."""
@@ -119,6 +122,7 @@ def scan(
     advance: Callable[[int], object],
     keep: Callable[[ContigPiece], object] = lambda piece: None,
     ahead: bool = False,
+    exclude: Sequence[str] = (),
 ) -> list[ContigSummary]:
     """Reads and checks all sequence of FASTA files in a few MB of memory.
 
@@ -127,6 +131,7 @@ def scan(
         advance: told the number of bases after each piece.
         keep: given each piece, such as `SequenceStore.append`.
         ahead: see `read_pieces`.
+        exclude: names and patterns of contigs that are checked, but not kept.
 
     Raises:
         ValueError, OSError: see `read_pieces`.
@@ -135,8 +140,10 @@ def scan(
     by_contig = itertools.groupby(read_pieces(paths, ahead), lambda item: (item[0], item[1].name))
     for (path, name), pieces in by_contig:
         finder, num_ambiguous = StretchFinder(), 0
+        is_kept = not is_excluded(name, exclude)
         for _, piece in pieces:
-            keep(piece)
+            if is_kept:
+                keep(piece)
             finder.add(piece.bases)
             num_ambiguous += piece.num_ambiguous
             advance(len(piece.bases))
@@ -150,6 +157,7 @@ def plan_documents(
     holdout: Sequence[str] = (),
     min_length: int = 0,
     both_strands: bool = False,
+    exclude: Sequence[str] = (),
 ) -> Plan:
     """Cuts contigs into training and held-out documents.
 
@@ -160,18 +168,16 @@ def plan_documents(
             `train`.
         min_length: shorter stretches, after the cuts, are dropped (bases).
         both_strands: each document is followed by its reverse complement, a document too.
+        exclude: contigs that are in neither split, by name or shell pattern.
 
     Raises:
-        ValueError: a region is not there, or a split would have no document.
+        ValueError: a region is not there, or is of a contig that is excluded; a pattern has no
+            contig; a split would have no document.
     """
-    lengths = {contig.name: contig.length for contig in contigs}
-    held_out: dict[str, list[Interval]] = {}
-    for text in holdout:
-        for region in (
-            read_bed(Path(text), lengths) if is_bed(text) else [parse_region(text, lengths)]
-        ):
-            held_out.setdefault(region.contig, []).append((region.start, region.end))
-    cuts = {name: merge_intervals(intervals) for name, intervals in held_out.items()}
+    _check_patterns(exclude, contigs)
+    excluded = tuple(contig for contig in contigs if is_excluded(contig.name, exclude))
+    cuts = _resolve(holdout, contigs, exclude)
+    contigs = [contig for contig in contigs if not is_excluded(contig.name, exclude)]
 
     documents: list[Document] = []
     dropped: list[Document] = []
@@ -188,10 +194,39 @@ def plan_documents(
             documents.append(forward)
             if both_strands:
                 documents.append(Document(contig.name, start, end, "-", split))
-    regions = [Region(name, *cut) for name in lengths for cut in cuts.get(name, ())]
-    plan = Plan(tuple(contigs), tuple(regions), tuple(documents), tuple(dropped))
+    regions = [Region(c.name, *cut) for c in contigs for cut in cuts.get(c.name, ())]
+    plan = Plan(tuple(contigs), tuple(regions), tuple(documents), tuple(dropped), excluded)
     _check_splits(plan, min_length)
     return plan
+
+
+def _check_patterns(exclude: Sequence[str], contigs: Sequence[ContigSummary]) -> None:
+    for pattern in exclude:
+        if not any(is_excluded(contig.name, [pattern]) for contig in contigs):
+            known = ", ".join(contig.name for contig in contigs[:5])
+            known += ", ..." if len(contigs) > 5 else ""
+            raise ValueError(
+                f"exclude ({pattern}) must match a contig of the FASTA files; they have {known}: "
+                "mend it, or leave it out"
+            )
+
+
+def _resolve(
+    holdout: Sequence[str], contigs: Sequence[ContigSummary], exclude: Sequence[str]
+) -> dict[str, list[Interval]]:
+    """What is held out of each contig, merged and sorted."""
+    lengths = {contig.name: contig.length for contig in contigs}
+    held_out: dict[str, list[Interval]] = {}
+    for text in holdout:
+        regions = read_bed(Path(text), lengths) if is_bed(text) else [parse_region(text, lengths)]
+        for region in regions:
+            if is_excluded(region.contig, exclude):
+                raise ValueError(
+                    f"holdout ({text}) must not name contig {region.contig!r}, which exclude "
+                    f"({', '.join(exclude)}) leaves out of both files; take it out of one"
+                )
+            held_out.setdefault(region.contig, []).append((region.start, region.end))
+    return {name: merge_intervals(intervals) for name, intervals in held_out.items()}
 
 
 def keep_new(
@@ -239,5 +274,5 @@ def _check_splits(plan: Plan, min_length: int) -> None:
         elif split == "valid":
             why = "the held-out regions have runs of N only"
         else:
-            why = "the contigs have runs of N only, or all is held out"
+            why = "the contigs have runs of N only, or all is held out or excluded"
         raise ValueError(f"there is no document for {split}: {why}")

@@ -84,7 +84,7 @@ def _check_name(path: Path, name: str, names: set[str], owners: dict[str, Path])
     if name in owners:
         raise ValueError(
             f"contig {name!r} is in {owners[name]} and again in {path}; names must be "
-            "unique: rename it, or give the files in separate runs"
+            "unique: rename it, or make the files sources of a corpus file (--corpus)"
         )
 
 

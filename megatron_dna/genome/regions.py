@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import re
+import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 Interval = tuple[int, int]
@@ -76,12 +78,27 @@ def read_bed(path: Path, lengths: Mapping[str, int]) -> list[Region]:
             is none. Names the line.
         OSError: the file cannot be read.
     """
+    regions = []
+    for where, region in _parse_bed(path):
+        if region.contig not in lengths:
+            raise ValueError(f"{where}: there is no contig {region.contig!r} in the FASTA files")
+        if region.end > lengths[region.contig]:
+            raise ValueError(
+                f"{where} must have 0 <= START < END <= {lengths[region.contig]}, the contig's "
+                "length"
+            )
+        regions.append(region)
+    return regions
+
+
+def _parse_bed(path: Path) -> Iterator[tuple[str, Region]]:
+    """Each region, and the words that name its line; no contig is known."""
     try:
         raw = path.read_bytes()
         lines = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode().splitlines()
     except (EOFError, zlib.error, UnicodeDecodeError, gzip.BadGzipFile) as error:
         raise ValueError(f"BED file {path} is damaged or no text: {error}") from error
-    regions = []
+    is_empty = True
     for number, line in enumerate(lines, 1):
         columns = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or line.startswith(("#", "track", "browser")):
@@ -89,17 +106,40 @@ def read_bed(path: Path, lengths: Mapping[str, int]) -> list[Region]:
         where = f"BED file {path}, line {number} ({line[:60]!r})"
         if len(columns) < 3 or not (columns[1].isdecimal() and columns[2].strip().isdecimal()):
             raise ValueError(f"{where} must be CONTIG, START and END, parted by tabs")
-        name, start, end = columns[0], int(columns[1]), int(columns[2])
-        if name not in lengths:
-            raise ValueError(f"{where}: there is no contig {name!r} in the FASTA files")
-        if not 0 <= start < end <= lengths[name]:
-            raise ValueError(
-                f"{where} must have 0 <= START < END <= {lengths[name]}, the contig's length"
-            )
-        regions.append(Region(name, start, end))
-    if not regions:
+        region = Region(columns[0], int(columns[1]), int(columns[2]))
+        if region.start >= region.end:
+            raise ValueError(f"{where} must have 0 <= START < END")
+        is_empty = False
+        yield where, region
+    if is_empty:
         raise ValueError(f"BED file {path} has no region")
-    return regions
+
+
+def read_unresolved(regions: Iterable[str]) -> dict[str, list[Interval]]:
+    """The bases that regions and BED files name, by contig, while no contig is known yet.
+
+    Equal for the same regions, however they are written; but `20` is not the same as all bases of
+    20, as its length is not known.
+
+    Raises:
+        ValueError, OSError: see `read_bed`.
+    """
+    found: dict[str, list[Interval]] = {}
+    for text in regions:
+        if is_bed(text):
+            named = [region for _, region in _parse_bed(Path(text))]
+        elif match := _REGION.fullmatch(text):
+            named = [Region(match[1], int(match[2]) - 1, int(match[3]))]
+        else:
+            named = [Region(text, 0, sys.maxsize)]
+        for region in named:
+            found.setdefault(region.contig, []).append((region.start, region.end))
+    return {contig: merge_intervals(intervals) for contig, intervals in found.items()}
+
+
+def is_excluded(contig: str, patterns: Sequence[str]) -> bool:
+    """Whether a contig is one of those named: by name, or by a shell pattern such as `*_alt`."""
+    return any(contig == pattern or fnmatchcase(contig, pattern) for pattern in patterns)
 
 
 def merge_intervals(intervals: Iterable[Interval]) -> list[Interval]:

@@ -6,7 +6,7 @@ there to be read at any place, by any thread, and keeps 4 bytes for each of its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -106,6 +106,7 @@ def read_variants(
     samples: Sequence[str],
     contigs: Mapping[str, SequenceLike],
     options: VariantOptions,
+    excluded: Collection[str] = (),
 ) -> Iterator[ContigVariants]:
     """The haplotypes of some samples, contig by contig in the order of the files.
 
@@ -116,16 +117,23 @@ def read_variants(
         samples: names; every file must have them.
         contigs: the reference by name.
         options: see there.
+        excluded: names of contigs that are not in `contigs` and whose records are passed over.
 
     Raises:
         ValueError: a file is truncated or damaged, is not sorted, has no record, or has one that
-            does not fit the reference, its header or the options. Names file, contig and position.
+            does not fit the reference, its header or the options, or all records are of excluded
+            contigs. Names file, contig and position.
         OSError: a file cannot be read.
     """
     owners: dict[str, Path] = {}
     for vcf in vcfs:
-        reader = _Reader(vcf, samples, contigs, options, owners)
+        reader = _Reader(vcf, samples, contigs, options, owners, excluded)
         yield from reader.read()
+    if all(contig in excluded for contig in owners):
+        raise ValueError(
+            f"vcf ({', '.join(str(vcf.path) for vcf in vcfs)}) must have records of contigs that "
+            "exclude does not leave out; give other files, or exclude less"
+        )
 
 
 class _Reader:
@@ -138,6 +146,7 @@ class _Reader:
         contigs: Mapping[str, SequenceLike],
         options: VariantOptions,
         owners: dict[str, Path],
+        excluded: Collection[str],
     ) -> None:
         columns = {name: column for column, name in enumerate(vcf.samples)}
         missing = [name for name in samples if name not in columns]
@@ -148,6 +157,7 @@ class _Reader:
         self._contigs = contigs
         self._options = options
         self._owners = owners
+        self._excluded = excluded
 
     def read(self) -> Iterator[ContigVariants]:
         contig, core = "", None
@@ -155,8 +165,12 @@ class _Reader:
             used = 0
             while used < len(lines):
                 if core is None:
-                    contig = lines[used : lines.find(b"\t", used)].decode()
-                    core = self._start(contig, lines[used : used + 200])
+                    previous, contig = contig, lines[used : lines.find(TAB, used)].decode()
+                    if contig != previous:
+                        core = self._start(contig, lines[used : used + 200])
+                if core is None:
+                    used = _pass_over(contig, lines, used)
+                    continue
                 try:
                     used += core.add(lines, used)
                 except ValueError as error:
@@ -164,16 +178,17 @@ class _Reader:
                 if used < len(lines):
                     yield self._finish(contig, core)
                     core = None
-        if core is None:
+        if not contig:
             raise ValueError(f"{self._vcf.path}: there is no record in it; is the file complete?")
-        yield self._finish(contig, core)
+        if core is not None:
+            yield self._finish(contig, core)
 
-    def _start(self, contig: str, line: bytes) -> _core.ContigHaplotypes:
-        """Opens a contig; `line` is the start of its first record."""
+    def _start(self, contig: str, line: bytes) -> _core.ContigHaplotypes | None:
+        """Opens a contig, unless it is excluded; `line` is the start of its first record."""
         path = self._vcf.path
         where = f"{path}: contig {contig!r}, position {b''.join(line.split(TAB)[1:2]).decode()}"
         reference = self._contigs.get(contig)
-        if reference is None:
+        if reference is None and contig not in self._excluded:
             known = ", ".join(list(self._contigs)[:5]) + (", ..." if len(self._contigs) > 5 else "")
             raise ValueError(
                 f"{where}: the FASTA files have no such contig, but {known}; rename the VCF's "
@@ -191,6 +206,8 @@ class _Reader:
                 "(bcftools concat)"
             )
         self._owners[contig] = path
+        if reference is None:
+            return None
         return _core.ContigHaplotypes(
             samples=[(name, column, name_key(name)) for column, name in self._samples],
             num_columns=len(self._vcf.samples),
@@ -223,3 +240,11 @@ class _Reader:
             for index in [2 * sample + number - 1]
         ]
         return ContigVariants(contig, tuple(haplotypes), core.num_records, core.num_ref_mismatches)
+
+
+def _pass_over(contig: str, lines: bytes, start: int) -> int:
+    """Where the records of a contig end that begin at `start`, blank lines among them."""
+    theirs = (contig.encode() + TAB, b"\n", b"\r\n")
+    while start < len(lines) and lines.startswith(theirs, start):
+        start = lines.find(b"\n", start) + 1 or len(lines)
+    return start

@@ -11,7 +11,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from megatron_dna._core import BpeTrainer
 from megatron_dna.genome.corpus import plan_documents, scan
 from megatron_dna.genome.folders import output_folder
 from megatron_dna.genome.sequence import reverse_complement
-from megatron_dna.genome.store import SequenceStore
+from megatron_dna.genome.store import SequenceStore, Stretch
 from megatron_dna.tokenizer.spec import LETTERS, SPECIAL_TOKENS, UNK
 from megatron_dna.tokenizer.template import check_output, save_tokenizer
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(LETTERS)
 
 MAX_VOCAB_SIZE = 65_536
-"""Ids then take two bytes."""
+"""The trainer numbers tokens with two bytes; from 65,500 ids on, a .bin takes four for each."""
 
 MAX_TOKEN_LENGTH = 64
 """Bases in the longest token, as in GENA's: satellites would fill the vocabulary otherwise."""
@@ -40,6 +41,23 @@ MIN_FREQUENCY = 2
 
 MERGES_AT_A_TIME = 16
 """Between two looks at the keyboard, and steps of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Genome:
+    """What to train on.
+
+    Attributes:
+        fasta: FASTA files, plain, gzipped or bgzipped; contig names unique over all of them, but
+            not over those of other genomes.
+        holdout: regions that training must not see: `20`, `20:3000001-4000000` (1-based, both ends
+            included) or a BED file.
+        exclude: contigs that it must not see, by name or shell pattern (`*_alt`).
+    """
+
+    fasta: tuple[Path, ...]
+    holdout: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,24 +81,44 @@ def train_tokenizer(
     sample_bases: int = 50_000_000,
     seed: int = 0,
     holdout: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> TrainingSample:
+    """Writes a tokenizer.json trained on one genome; see `Genome` and `train_on_genomes`."""
+    genome = Genome(tuple(Path(path) for path in fasta), tuple(holdout), tuple(exclude))
+    return train_on_genomes(
+        [genome],
+        vocab_size,
+        output,
+        sample_length=sample_length,
+        sample_bases=sample_bases,
+        seed=seed,
+    )
+
+
+def train_on_genomes(
+    genomes: Sequence[Genome],
+    vocab_size: int,
+    output: str | Path,
+    *,
+    sample_length: int = 1_000,
+    sample_bases: int = 50_000_000,
+    seed: int = 0,
 ) -> TrainingSample:
     """Writes a tokenizer.json; the same arguments give the same bytes.
 
     The sequence between runs of 10 or more N, without the held-out regions, is cut into windows of
     at most `sample_length`. As many of them as have some `sample_bases` are drawn without
     replacement, so every base of all files is as likely to be seen; a random half as reverse
-    complement. Memory: some 8 bytes a sampled base; on the disk, beside `output`, a scratch file of
+    complement. Memory: some 8 bytes a sampled base; on the disk, beside `output`, scratch files of
     one byte a base.
 
     Args:
-        fasta: FASTA files, plain, gzipped or bgzipped.
+        genomes: at least one.
         vocab_size: number of ids in all, special tokens and single letters included.
         output: the file to write, and its folder; it appears when it is complete.
         sample_length: longest window in bases.
         sample_bases: bases to train on; all where there are no more.
         seed: of the draw.
-        holdout: regions that training must not see: `20` or `20:3000001-4000000` (1-based, both
-            ends included).
 
     Raises:
         ValueError: a bad option or file, or too little sequence for the vocabulary.
@@ -92,8 +130,9 @@ def train_tokenizer(
     _check_range("sample_bases", sample_bases, 1)
     check_output(output)
     with output_folder(output.parent):
-        with SequenceStore(output.parent) as store:
-            windows = _Windows([Path(path) for path in fasta], store, holdout, sample_length)
+        with ExitStack() as stack:
+            stores = [stack.enter_context(SequenceStore(output.parent)) for _ in genomes]
+            windows = _Windows(genomes, stores, sample_length)
             trainer, sample = _take_sample(windows, sample_length, sample_bases, seed)
         merges = _learn_merges(trainer, vocab_size, sample.num_bases)
         tokens = [*SPECIAL_TOKENS, *LETTERS, *(left + right for left, right in merges)]
@@ -117,17 +156,13 @@ class _Windows:
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        store: SequenceStore,
-        holdout: Sequence[str],
-        sample_length: int,
+        self, genomes: Sequence[Genome], stores: Sequence[SequenceStore], sample_length: int
     ) -> None:
-        """Reads the files once, into the store."""
-        self._store = store
+        """Reads the files once, each genome into its own store."""
+        self._stretches: list[Stretch] = []
         with _progress("scanning", None, "bp") as bar:
-            plan = plan_documents(scan(paths, bar.update, store.append), holdout)
-        self._stretches = [document for document in plan.documents if document.split == "train"]
+            for genome, store in zip(genomes, stores, strict=True):
+                self._stretches += _read(genome, store, bar.update)
         self._counts = [-(-stretch.length // sample_length) for stretch in self._stretches]
         self._ends = list(itertools.accumulate(self._counts))
         self.num_bases = sum(stretch.length for stretch in self._stretches)
@@ -142,7 +177,21 @@ class _Windows:
         stretch, count = self._stretches[number], self._counts[number]
         window = index - self._ends[number] + count
         start, end = (stretch.length * i // count for i in (window, window + 1))
-        return self._store.read(stretch.contig, stretch.start + start, stretch.start + end)
+        return stretch.read(start, end)
+
+
+def _read(
+    genome: Genome, store: SequenceStore, advance: Callable[[int], object]
+) -> Iterator[Stretch]:
+    """All that training may see of a genome."""
+    contigs = scan(genome.fasta, advance, store.append, exclude=genome.exclude)
+    try:
+        plan = plan_documents(contigs, genome.holdout, exclude=genome.exclude)
+    except ValueError as error:
+        raise ValueError(f"{genome.fasta[0]}: {error}") from error
+    for document in plan.documents:
+        if document.split == "train":
+            yield store.stretch(document.contig, document.start, document.end)
 
 
 def _take_sample(

@@ -124,6 +124,21 @@ def test_a_requeued_shard_goes_on(
     assert contents(out) == direct
 
 
+def test_shards_submitted_one_by_one_are_those_of_the_array(
+    slurm: Slurm, corpus: Path, direct: dict[str, Any], tmp_path: Path
+) -> None:
+    """A shard submitted alone must not be made as if it were the whole corpus."""
+    out = tmp_path / "out"
+    common = {"CORPUS": corpus, "OUT": out, "PYTHON": sys.executable, "NUM_SHARDS": 2}
+    common["CONTAINER"] = f"env PYTHONPATH={ROOT}"
+    for step, array in (("shard", ["--array=2"]), ("shard", ["--array=1"]), ("merge", [])):
+        log = f"--output={tmp_path}/%x-%A.log"
+        slurm.run("sbatch", "--export=ALL", log, *array, SCRIPT, STEP=step, **common)
+        slurm.wait()
+    printed = "\n".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert contents(out) == direct, printed
+
+
 def test_a_failed_shard_is_not_merged(slurm: Slurm, corpus: Path, tmp_path: Path) -> None:
     """If the merge ran all the same, a corpus would lack what the shard had to make."""
     content = yaml.safe_load(corpus.read_text())

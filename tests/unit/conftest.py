@@ -10,6 +10,7 @@ from typing import Any
 
 import pysam
 import pytest
+import yaml
 
 from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.preprocess import PreprocessOptions
@@ -147,3 +148,24 @@ def variant_options(
         return PreprocessOptions(**(defaults | changes))
 
     return options
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, fastas: tuple[Path, ...], tokenizer_path: Path) -> Path:
+    """Three sources of very different sizes."""
+    (tmp_path / "tiny.fa").write_text(">t1\nACGTACGTTTGA\n>t2\nGATTACAGATTACA\n")
+    (tmp_path / "c.bed").write_text("# held out\nc\t50\t150\textra\n\nc\t100\t400\n")
+    path = tmp_path / "corpus.yaml"
+    sources: dict[str, Any] = {
+        "first": {
+            "fasta": str(fastas[0]),
+            "species": "Homo sapiens",
+            "weight": 0.5,
+            "holdout": ["b"],
+            "reverse_complement": True,
+        },
+        "second-1": {"fasta": [str(fastas[1])], "holdout": "c.bed", "min_length": 20},
+        "third": {"fasta": "tiny.fa", "weight": 3, "drop_duplicate_windows": 64},
+    }
+    path.write_text(yaml.safe_dump({"tokenizer": str(tokenizer_path), "sources": sources}))
+    return path

@@ -6,9 +6,9 @@ import gzip
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import yaml
 from megatron_dna.config import load_config
 from megatron_dna.data import corpora
 from megatron_dna.data.corpora import (
-    Source,
     merge_corpus,
     preprocess_corpus,
     read_corpus,
@@ -26,30 +25,8 @@ from megatron_dna.data.corpora import (
     write_blend,
 )
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
-from megatron_dna.genome.regions import Region, read_bed
 from tests.unit.genome_files import ROOT, child_environment, files, run_tool
 from tests.unit.variant_files import Record, vcf_text
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, fastas: tuple[Path, ...], tokenizer_path: Path) -> Path:
-    """Three sources of very different sizes."""
-    (tmp_path / "tiny.fa").write_text(">t1\nACGTACGTTTGA\n>t2\nGATTACAGATTACA\n")
-    (tmp_path / "c.bed").write_text("# held out\nc\t50\t150\textra\n\nc\t100\t400\n")
-    path = tmp_path / "corpus.yaml"
-    sources: dict[str, Any] = {
-        "first": {
-            "fasta": str(fastas[0]),
-            "species": "Homo sapiens",
-            "weight": 0.5,
-            "holdout": ["b"],
-            "reverse_complement": True,
-        },
-        "second-1": {"fasta": [str(fastas[1])], "holdout": "c.bed", "min_length": 20},
-        "third": {"fasta": "tiny.fa", "weight": 3, "drop_duplicate_windows": 64},
-    }
-    path.write_text(yaml.safe_dump({"tokenizer": str(tokenizer_path), "sources": sources}))
-    return path
 
 
 def without_command(folder: Path) -> dict[str, Any]:
@@ -191,45 +168,6 @@ def test_shards_that_do_not_belong_together_are_refused(corpus: Path, tmp_path: 
     assert not (out / "first.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tokenizer": 3}, "tokenizer must be the path"),
-        ({"extra": 1}, "there is no key 'extra'; the keys are tokenizer, sources"),
-        ({"sources": {}}, "sources must map names to sources"),
-        ({"sources": {"a": 1}}, "sources.a must map keys"),
-        ({"sources": {"a/b": {"fasta": "x.fa"}}}, "sources.a/b: a name must be letters"),
-        ({"sources": {"a": {"fasta": "x.fa", "wieght": 1}}}, "no key 'wieght'"),
-        ({"sources": {"a": {"fasta": []}}}, "a.fasta must name at least one file"),
-        ({"sources": {"a": {"weight": 1}}}, "a.fasta must name at least one file"),
-        ({"sources": {"a": {"fasta": [1]}}}, r"a.fasta \(\[1\]\) must be text, or a list"),
-        ({"sources": {"a": {"fasta": "x", "weight": True}}}, r"weight \(True\) must be a number"),
-        ({"sources": {"a": {"fasta": "x", "weight": 0}}}, r"weight \(0\) must be positive"),
-        ({"sources": {"a": {"fasta": "x", "min_length": "1"}}}, "must be a whole number"),
-        ({"sources": {"a": {"fasta": "x", "reverse_complement": 1}}}, "must be true or false"),
-        ({"sources": {"a": {"fasta": "x", "vcf": 1}}}, r"a.vcf \(1\) must be text, or a list"),
-        ({"sources": {"a": {"fasta": "x", "seed": 1}}}, "a.seed goes with vcf, which is not given"),
-        (
-            {"sources": {"a": {"fasta": "x", "vcf": "v", "variant_context": "1k"}}},
-            r"a.variant_context \(1k\) must be a number of bases from 1 on, or all",
-        ),
-    ],
-)
-def test_a_mistake_in_the_file_is_named(
-    corpus: Path, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    corpus.write_text(yaml.safe_dump(yaml.safe_load(corpus.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        read_corpus(corpus, tmp_path / "out")
-
-
-@pytest.mark.parametrize("content", [b"a: [", b"- 1\n", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_corpus(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "c.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=r"c\.yaml"):
-        read_corpus(tmp_path / "c.yaml", tmp_path / "out")
-
-
 def test_the_example_corpus_from_the_shell(tmp_path: Path, tokenizer_path: Path) -> None:
     """The commands of the documentation: shards, then --merge, then a recipe that uses them."""
     folder = ROOT / "examples/corpora"
@@ -257,6 +195,11 @@ def test_the_example_corpus_from_the_shell(tmp_path: Path, tokenizer_path: Path)
     assert both["holdout"] == forward["holdout"]
     assert both["totals"]["train"]["bases"] == 2 * forward["totals"]["train"]["bases"]
     assert both["species"] == "Homo sapiens"
+    merged = files(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    done = run_tool(*common, "--workers=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(tmp_path / "out") == merged  # the manifests have the same command too
 
 
 SBATCH = """#!/bin/bash
@@ -268,7 +211,7 @@ for option in "$@"; do
 done
 export SLURM_JOB_ID=7 SLURM_CPUS_PER_TASK=2
 if [ -n "${last:-}" ]; then
-    export SLURM_ARRAY_TASK_COUNT=$last
+    export SLURM_ARRAY_TASK_COUNT=1  # as where each is submitted by itself
     for ((i = last; i >= 1; i--)); do SLURM_ARRAY_TASK_ID=$i bash "$script" >&2; done
 else
     bash "$script" >&2
@@ -318,6 +261,10 @@ def test_the_batch_script_makes_shards_and_joins_them(corpus: Path, tmp_path: Pa
             ("--corpus", "c.yaml", "--output-dir", "d", "--holdout", "20"),
             "--holdout goes with --fasta",
         ),
+        (
+            ("--corpus", "c.yaml", "--output-dir", "d", "--num-samples", "0"),
+            "--num-samples goes with --fasta",
+        ),
         (("--corpus", "c.yaml", "--output-dir", "d", "--shard", "1"), "must be I/N, such as 1/8"),
     ],
 )
@@ -327,61 +274,6 @@ def test_options_that_do_not_go_together(
     done = run_tool(*(str(corpus) if text == "c.yaml" else text for text in arguments))
     assert done.returncode == 2
     assert message in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "has no region"),
-        ("20\t1\n", r"line 1 .* must be CONTIG, START and END"),
-        ("20\t-1\t5\n", "line 1 .* must be CONTIG, START and END"),
-        ("20\t5\t5\n", "0 <= START < END <= 100"),
-        ("\n20\t5\t101\n", "line 2 .* 0 <= START < END <= 100"),
-        ("chr20\t5\t6\n", "no contig 'chr20'"),
-    ],
-)
-def test_a_bad_bed_file_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
-    """A failure would hold out nothing, and the leak would never show."""
-    (tmp_path / "x.bed").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_bed(tmp_path / "x.bed", {"20": 100})
-
-
-def test_a_bed_file_is_read_as_written(tmp_path: Path) -> None:
-    text = b"track name=x\nbrowser position\n#c\n20\t0\t5\tname\t0\t+\r\n20 7 100\n"
-    expected = [Region("20", 0, 5), Region("20", 7, 100)]
-    (tmp_path / "x.bed").write_bytes(text)
-    assert read_bed(tmp_path / "x.bed", {"20": 100}) == expected
-    (tmp_path / "x.bed.gz").write_bytes(gzip.compress(text))
-    assert read_bed(tmp_path / "x.bed.gz", {"20": 100}) == expected
-    (tmp_path / "x.bed.gz").write_bytes(gzip.compress(text)[:-4])
-    with pytest.raises(ValueError, match="damaged"):
-        read_bed(tmp_path / "x.bed.gz", {"20": 100})
-
-
-def test_a_bed_file_holds_out_what_regions_do(
-    options: Callable[..., PreprocessOptions], tmp_path: Path
-) -> None:
-    """The same bases in both ways of writing them: files are equal byte for byte."""
-    manifest = preprocess(options())
-    expected = files(options().output_prefix.parent)
-    bed = tmp_path / "held.bed.gz"
-    bed.write_bytes(gzip.compress(b"a\t20000\t30000\na\t58999\t60050\n"))
-    found = preprocess(options(holdout=(str(bed), "b"), output_prefix=tmp_path / "bed/p"))
-    assert found["documents"] == manifest["documents"]
-    assert found["holdout"] == manifest["holdout"]
-    assert found["inputs"][-1]["path"] == str(bed)
-    for name in ("p_train.bin", "p_train.idx", "p_valid.bin", "p_valid.idx"):
-        assert files(tmp_path / "bed")[name] == expected[name]
-
-
-def test_every_recipe_reads(tmp_path: Path) -> None:
-    """A failure would be the first thing that a user of the recipe sees."""
-    recipes = sorted((ROOT / "examples/corpora").glob("*.yaml"))
-    assert len(recipes) >= 2
-    for path in recipes:
-        sources = read_corpus(path, tmp_path)
-        assert all(isinstance(source, Source) for source in sources)
 
 
 def test_the_blend_leaves_out_what_is_not_there(corpus: Path, tmp_path: Path) -> None:

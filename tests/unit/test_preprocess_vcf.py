@@ -144,6 +144,7 @@ def test_the_command_line(
     for wrong, message in (
         (["--samples", "a,c"], "there is no sample 'c'; it has a, b"),
         (["--variant-context", "0"], "variant_context (0) must be a number of bases from 1 on"),
+        (["--num-samples", "0"], "num_samples (0) must be between 1 and 2"),
         (["--variant-context", "1k"], "variant_context (1k) must be a number of bases from 1"),
         (["--unphased", "no"], "unphased (no) must be one of error, skip, random"),
         (["--samples", "a", "--samples-file", "f"], "samples and samples_file exclude each other"),

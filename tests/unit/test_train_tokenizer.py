@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from megatron_dna.data.corpora import list_genomes, read_corpus
 from megatron_dna.tokenizer import template, train
 from megatron_dna.tokenizer.bpe import DnaTokenizer
-from megatron_dna.tokenizer.train import train_tokenizer
+from megatron_dna.tokenizer.train import train_on_genomes, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE_FASTA = ROOT / "examples/data/human_chr20_1-4000000.fa.gz"
@@ -160,6 +162,43 @@ def test_holdout_is_never_seen(tmp_path: Path, seen: list[str]) -> None:
         assert sequence not in forbidden
 
 
+def test_what_is_excluded_is_never_seen(tmp_path: Path, seen: list[str]) -> None:
+    contigs = {"a": random_dna(3_000), "a_alt": random_dna(3_000, seed=1)}
+    fasta = write_fasta(tmp_path / "g.fa", **contigs)
+    train_tokenizer([fasta], 30, tmp_path / "t.json", exclude=["*_alt"])
+    assert sum(map(len, seen)) == 3_000
+    known = contigs["a"] + contigs["a"].translate(COMPLEMENT)[::-1]
+    assert all(sequence in known for sequence in seen)
+    with pytest.raises(ValueError, match=r"g\.fa: exclude \(chrUn\) must match a contig"):
+        train_tokenizer([fasta], 30, tmp_path / "t.json", exclude=["chrUn"])
+
+
+def test_a_corpus_of_genomes_with_the_same_names(tmp_path: Path, seen: list[str]) -> None:
+    """As Ensembl's human and mouse: each with what it holds out, and each file once."""
+    parts = {name: random_dna(1_000, seed) for seed, name in enumerate("abcde")}
+    write_fasta(tmp_path / "human.fa", **{"1": parts["a"] + parts["b"], "alt": parts["c"]})
+    write_fasta(tmp_path / "mouse.fa", **{"1": parts["d"] + parts["e"]})
+    (tmp_path / "held.bed").write_text("1\t1000\t2000\n")
+    human = {"fasta": "human.fa", "holdout": "1:1-1000", "exclude": "alt"}
+    sources = {"human": human, "mouse": {"fasta": "mouse.fa", "holdout": "held.bed"}}
+    sources["human_again"] = human | {"weight": 3}
+    path = tmp_path / "corpus.yaml"
+    path.write_text(yaml.safe_dump({"tokenizer": "t.json", "sources": sources}))
+    genomes = list_genomes(read_corpus(path, tmp_path / "out"))
+    sample = train_on_genomes(genomes, 30, tmp_path / "t.json")
+    assert sample.num_bases == 2_000
+    strands = [bases for name in "bd" for bases in (parts[name], parts[name][::-1])]
+    strands = [s if i % 2 == 0 else s.translate(COMPLEMENT) for i, s in enumerate(strands)]
+    assert all(sequence in strands for sequence in seen)
+    assert len(seen) == 2
+    done = run_tool(
+        *("--corpus", str(path), "--vocab-size", "30", "--output", str(tmp_path / "shell.json"))
+    )
+    assert "trained on 2,000 bases in 2 samples" in done.stdout, done.stderr
+    assert (tmp_path / "shell.json").read_bytes() == (tmp_path / "t.json").read_bytes()
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_bars_are_for_terminals_only(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,7 +300,10 @@ def test_command_line_of_other_kinds(tmp_path: Path, options: str, said: str) ->
         ("--kind kmer --vocab-size 30", "--vocab-size is for --kind bpe; leave it out for --kind"),
         ("--kind char --k 2", "--k is for --kind kmer; leave it out for --kind char"),
         ("--k 2 --vocab-size 30", "--k is for --kind kmer; leave it out for --kind bpe"),
-        ("--vocab-size 30", "--fasta is needed for --kind bpe"),
+        ("--vocab-size 30", "--fasta or --corpus is needed for --kind bpe"),
+        ("--vocab-size 30 --fasta a --corpus b", "--fasta or --corpus is needed for --kind bpe"),
+        ("--vocab-size 30 --corpus b --exclude c", "--exclude goes with --fasta, which is not"),
+        ("--vocab-size 30 --fasta b --data-dir c", "--data-dir goes with --corpus, which is not"),
     ],
 )
 def test_command_line_refuses(tmp_path: Path, options: str, message: str) -> None:
