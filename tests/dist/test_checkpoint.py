@@ -159,6 +159,34 @@ def test_weights_alone_reach_the_optimizer(tmp_path: Path):
         assert torch.equal(got[f"optimizer.state.fp32_param.{name}"], tensor), name
 
 
+def _start_from_weights(folder: str, overrides: list[str]) -> None:
+    """A bf16 run that has trained goes back to fp32 weights, and saves with its optimizer."""
+    run = SmallRun.start([BF16, *overrides])
+    run.train(0, 2)
+    load_checkpoint(Path(folder) / "iter_0000001", run.model, run.optimizer)
+    save_checkpoint(folder, run.model, run.optimizer, TrainState(2), run.config)
+
+
+def _save_weights(folder: str) -> None:
+    run = SmallRun.start([])
+    save_checkpoint(folder, run.model, None, TrainState(1), run.config)
+
+
+@pytest.mark.parametrize("layout", [[], [PLAIN], [TP]], ids=["dp2", "dp2_plain", "tp2"])
+def test_fp32_weights_reach_the_optimizer_of_a_bf16_run_unrounded(
+    tmp_path: Path, layout: list[str]
+):
+    """If not, a run that starts from a converted model trains on from weights rounded to bf16."""
+    run_ranks(_save_weights, 1, str(tmp_path))
+    run_ranks(_start_from_weights, 2, str(tmp_path), layout)
+    want, got = _all_tensors(tmp_path / "iter_0000001"), _all_tensors(tmp_path / "iter_0000002")
+    for name, tensor in want.items():
+        assert torch.equal(got[f"optimizer.state.fp32_param.{name}"], tensor), name
+        assert torch.equal(got[name], tensor.bfloat16().float()), name
+        assert not got[f"optimizer.state.exp_avg.{name}"].any(), name
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in want.values())
+
+
 def _storages(tensors: list[torch.Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
