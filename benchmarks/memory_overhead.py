@@ -4,9 +4,9 @@
 
 One process, one thread, the same model shape. Both read the same number of input positions a step:
 the plain encoder S micro-batches of segments of L tokens, the other one window of S segments of M
-memory and L - M genome tokens, with backpropagation through all of them. Both predict the same
-number of masked tokens. They take turns; seconds are CPU time of the whole step (forward, backward,
-optimizer). Prints JSON: the median of each, and of the ratio of neighbouring steps.
+memory and L - M other tokens, with backpropagation through all of them. Both mask 30% of the genome
+tokens, as the recipes do. They take turns; seconds are CPU time of the whole step (forward,
+backward, optimizer). Prints JSON: the median of each, and of the ratio of neighbouring steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from megatron_dna.parallel.wrap import wrap_model
 from megatron_dna.training.logs import quiet_libraries
 from megatron_dna.training.optimizer import build_optimizer
 
-VOCAB, MASKED = 4096, 32
+VOCAB = 4096
+MASKED_SHARE = 0.3
+"""Of the genome tokens, as in the recipes."""
 
 
 class Stepper:
@@ -73,13 +75,14 @@ def window(config: Config, num_segments: int, number: int) -> Batch:
     generator = torch.Generator().manual_seed(number)
     size, length = config.train.micro_batch_size, config.data.segment_size
     shape = (num_segments, size)
-    positions = 1 + torch.randperm(length - 2, generator=generator)[:MASKED].sort().values
+    num_masked = round(MASKED_SHARE * (length - 2))
+    positions = 1 + torch.randperm(length - 2, generator=generator)[:num_masked].sort().values
     return Batch(
         input_ids=torch.randint(6, VOCAB, (*shape, length), generator=generator),
         attention_mask=None,
-        masked_positions=positions.expand(*shape, MASKED).contiguous(),
-        labels=torch.randint(6, VOCAB, (*shape, MASKED), generator=generator),
-        loss_mask=torch.ones(*shape, MASKED),
+        masked_positions=positions.expand(*shape, num_masked).contiguous(),
+        labels=torch.randint(6, VOCAB, (*shape, num_masked), generator=generator),
+        loss_mask=torch.ones(*shape, num_masked),
         num_tokens=torch.full(shape, length - 2),
         num_bases=torch.full(shape, 6 * (length - 2)),
         samples=torch.arange(size),

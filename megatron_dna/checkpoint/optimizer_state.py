@@ -1,14 +1,11 @@
 """Adam's state as whole tensors by name, whichever of Megatron's optimizers keeps it.
 
-What Megatron-Core (0.16 to 0.19) needs besides its own `fully_reshardable` format when torch's
-Adam runs: state that exists before it is described, and a `step` of its own for each parameter
-(one shared tensor would be incremented once a parameter). The step is therefore kept out of
-Megatron's hands here and stored as a number.
+torch's Adam keeps a `step` in the state of each parameter: it is kept out of Megatron's hands here
+and stored as one number.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -19,6 +16,7 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_dna.checkpoint.shards import describe_shards
 from megatron_dna.parallel.wrap import gather_parameters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -65,44 +63,38 @@ def set_step(optimizer: MegatronOptimizer, step: int) -> None:
 
 
 def describe(
-    optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_loading: bool
-) -> list[dict[Any, dict[str, Sharded]]]:
-    """Megatron's description of the state tensors: for each optimizer, by parameter and name.
-
-    The names are `exp_avg`, `exp_avg_sq` and `param` (the weight that Adam updates).
+    optimizer: MegatronOptimizer, model_tensors: dict[str, Any]
+) -> Iterator[tuple[str, str, Sharded]]:
+    """Megatron's description of the state tensors, which holds the very tensors.
 
     Args:
         optimizer: Megatron's optimizer; its state is allocated if it is not yet.
         model_tensors: the model's description, holding the very parameters.
-        is_loading: describe tensors to load into instead of the state's values.
+
+    Yields:
+        `exp_avg`, `exp_avg_sq` or `param` (the weight that Adam updates), the key of the model's
+        tensor, and the description; the distributed optimizer has several for one tensor.
     """
-    described = []
     for part in _parts(optimizer):
         _allocate(part)
         if isinstance(part, DistributedOptimizer):
-            with _without_step(part), _with_padding(part):
-                state = part.sharded_param_state_fully_reshardable(
-                    model_tensors, is_loading=is_loading, metadata={}
-                )
+            described = describe_shards(part, model_tensors, ("param", *MOMENTS), _PREFIX)
         else:
-            state = _describe_whole(part, model_tensors)
-        described.append(state)
-    return described
+            described = _describe_whole(part, model_tensors)
+        for name, value in described:
+            yield name, value.key.removeprefix(f"{_PREFIX}.{name}."), value
 
 
-def to_save(optimizer: MegatronOptimizer, model_tensors: dict[str, Any]) -> dict[str, Sharded]:
+def to_save(optimizer: MegatronOptimizer, model_tensors: dict[str, Any]) -> list[Sharded]:
     """The state as it is stored: moments, and main weights where the model's are not fp32."""
     dtypes = _weight_dtypes(model_tensors)
-    tensors = {}
-    for state in describe(optimizer, model_tensors, is_loading=False):
-        for entry in state.values():
-            for name, value in entry.items():
-                key = value.key.removeprefix(f"{_PREFIX}.{name}.")
-                if name == "param":
-                    if dtypes[key] == torch.float32:
-                        continue
-                    value = replace(value, key=main_weight_key(key))
-                tensors[value.key] = value
+    tensors = []
+    for name, key, value in describe(optimizer, model_tensors):
+        if name == "param":
+            if dtypes[key] == torch.float32:
+                continue
+            value = replace(value, key=main_weight_key(key))
+        tensors.append(value)
     return tensors
 
 
@@ -127,43 +119,27 @@ class StateToLoad:
             weights_only: all moments start from zero.
         """
         self._optimizer = optimizer
-        self._weights = {value.key: value.data for value in nested_values(model_tensors)}
-        self._described = describe(optimizer, model_tensors, is_loading=True)
         self.tensors: dict[str, Sharded] = {}
         self._targets: dict[str, torch.Tensor] = {}
-        for index, state in enumerate(self._described):
-            for number, entry in state.items():
-                for name, value in entry.items():
-                    key = value.key.removeprefix(f"{_PREFIX}.{name}.")
-                    if key in absent or (weights_only and name != "param"):
-                        continue  # as Adam begins
-                    if name == "param":
-                        if self._weights[key].dtype == torch.float32:
-                            continue  # it is the model's own
-                        value = replace(value, key=best_weight_key(key, stored))
-                    label = f"{index}/{number}/{name}"
-                    self.tensors[label] = value
-                    if not isinstance(_parts(optimizer)[index], DistributedOptimizer):
-                        self._targets[label] = value.data
+        self._new_moments: list[torch.Tensor] = []
+        dtypes = _weight_dtypes(model_tensors)
+        for number, (name, key, value) in enumerate(describe(optimizer, model_tensors)):
+            is_new = key in absent or (weights_only and name != "param")
+            if name == "param":
+                if is_new or dtypes[key] == torch.float32:
+                    continue  # it stays as it is; it is the model's own
+                value = replace(value, key=best_weight_key(key, stored))
+            elif is_new:
+                self._new_moments.append(value.data)
+                continue
+            self.tensors[str(number)] = value
+            self._targets[str(number)] = value.data
 
     @torch.no_grad()
     def take_over(self, loaded: dict[str, torch.Tensor], step: int) -> None:
         """Put what was loaded into `tensors` in its place; Adam continues after `step` updates."""
-        for index, part in enumerate(_parts(self._optimizer)):
-            if not isinstance(part, DistributedOptimizer):
-                continue
-            state: dict[Any, dict[str, torch.Tensor]] = {}
-            for number, entry in self._described[index].items():
-                state[number] = {}
-                for name, value in entry.items():
-                    key = value.key.removeprefix(f"{_PREFIX}.{name}.")
-                    tensor = loaded.get(f"{index}/{number}/{name}")
-                    if tensor is None:  # the weight is the model's own, a new moment zero
-                        weight = self._weights[key]
-                        tensor = weight if name == "param" else torch.zeros_like(weight)
-                    state[number][name] = tensor
-            with _without_step(part):
-                part.load_parameter_state_from_fully_reshardable(state)
+        for moment in self._new_moments:
+            moment.zero_()
         for label, target in self._targets.items():
             if target.data_ptr() != loaded[label].data_ptr():
                 target.copy_(loaded[label])
@@ -202,53 +178,13 @@ def _allocate(part: Any) -> None:
                 part.optimizer.state[parameter].setdefault("step", torch.tensor(0.0))
 
 
-@contextlib.contextmanager
-def _without_step(part: Any) -> Iterator[None]:
-    """Hide the `step` of torch's Adam: Megatron would treat it as a tensor like a moment."""
-    steps = {
-        parameter: state.pop("step")
-        for parameter, state in part.optimizer.state.items()
-        if "step" in state
-    }
-    try:
-        yield
-    finally:
-        for parameter, step in steps.items():
-            part.optimizer.state[parameter]["step"] = step
-
-
-@contextlib.contextmanager
-def _with_padding(part: Any) -> Iterator[None]:
-    """Let the optimizer gather its buckets with the padding at their ends.
-
-    Megatron-Core (0.16 to 0.19) leaves the padding between buckets out of what it gathers, and then
-    looks parameters up at places that count it: with more than one bucket (under PP the shared
-    embedding has its own) all state behind a padded one would be another parameter's.
-    """
-    buckets = [bucket for buffer in part.buffers for bucket in buffer.buckets]
-    sizes = [(buffer, buffer.numel) for buffer in part.buffers]
-    sizes += [(bucket, bucket.grad_data.numel()) for bucket in buckets]
-    before = [holder.numel_unpadded for holder, _ in sizes]
-    for holder, numel in sizes:
-        holder.numel_unpadded = numel
-    try:
-        yield
-    finally:
-        for (holder, _), numel in zip(sizes, before, strict=True):
-            holder.numel_unpadded = numel
-
-
-def _describe_whole(part: Any, model_tensors: dict[str, Any]) -> dict[int, dict[str, Sharded]]:
+def _describe_whole(part: Any, model_tensors: dict[str, Any]) -> Iterator[tuple[str, Sharded]]:
     """State of an optimizer that keeps all of it on every data-parallel rank."""
-    described = {}
-    for number, value in enumerate(nested_values(model_tensors)):
+    for value in nested_values(model_tensors):
         main = getattr(value.data, "main_param", value.data)
         state = part.optimizer.state.get(main)
         if state is None:
             continue
-        tensors = {name: state[name] for name in MOMENTS} | {"param": main.detach()}
-        described[number] = {
-            name: make_sharded_optimizer_tensor(value, tensor, prefix=f"{_PREFIX}.{name}")
-            for name, tensor in tensors.items()
-        }
-    return described
+        tensors = {"param": main.detach()} | {name: state[name] for name in MOMENTS}
+        for name, tensor in tensors.items():
+            yield name, make_sharded_optimizer_tensor(value, tensor, prefix=f"{_PREFIX}.{name}")

@@ -6,6 +6,9 @@ Tensors are stored whole, by name, in pieces that any TP x CP x PP x DP layout c
     optimizer.state.exp_avg.decoder.layers.0.mlp...     Adam's moments, fp32
     optimizer.state.fp32_param.decoder.layers.0.mlp...  main weights, where the model is not fp32
 
+Each rank writes pieces of its own: the distributed optimizer's as they lie on the rank (`shards`),
+and of what data-parallel ranks all have its share. Pieces of one tensor need not be alike.
+
 What is not a tensor is in config.yaml and train_state.json. The format is the same with and
 without the distributed optimizer, and in bf16 and fp32, so a run may change either.
 
@@ -30,6 +33,9 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelSaveStrategyWrapper,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -46,7 +52,7 @@ from megatron_dna.checkpoint.deferred import DeferredWriter
 from megatron_dna.checkpoint.manifest import CheckpointError, FileRecord, record_file
 from megatron_dna.checkpoint.optimizer_state import get_step, to_save
 from megatron_dna.checkpoint.state import TrainState
-from megatron_dna.checkpoint.tensors import in_high_precision, model_tensors
+from megatron_dna.checkpoint.tensors import in_high_precision, model_tensors, unwrap
 from megatron_dna.checkpoint.writer import add_plain_files, facts
 from megatron_dna.config import Config
 
@@ -176,7 +182,10 @@ class PendingSave:
             self._temporary = on_first_rank(lambda: folders.begin(root, state.iteration))
             strategy = _Plan(self._temporary, copy_tensors=run is not _at_once)
             dist_checkpointing.save(
-                _tensors_to_save(model, optimizer), str(self._temporary), strategy
+                _tensors_to_save(model, optimizer),
+                str(self._temporary),
+                _spread(strategy, model),
+                validate_access_integrity=False,  # the spread checks it
             )
         except (OSError, CheckpointException) as error:
             raise self._failure(error) from error
@@ -281,6 +290,12 @@ def _tensors_to_save(
     if optimizer is not None:
         state["optimizer"] = to_save(optimizer, tensors)
     return state
+
+
+def _spread(strategy: _Plan, model: torch.nn.Module) -> FullyParallelSaveStrategyWrapper:
+    """`strategy`, with what data-parallel ranks all have divided evenly between them."""
+    groups: Any = unwrap(model).pg_collection
+    return FullyParallelSaveStrategyWrapper(strategy, groups.dp_cp)
 
 
 class _Plan(TorchDistSaveShardedStrategy):

@@ -115,8 +115,7 @@ def load_checkpoint(
         return state
     if not manifest["has_optimizer"]:
         logger.warning("checkpoint %s has weights only: the optimizer starts afresh", folder)
-        optimizer.reload_model_params()
-        return state
+        fresh_optimizer = True
     wanted = StateToLoad(optimizer, model_tensors(model), shapes, absent, fresh_optimizer)
     loaded = _load_tensors(folder, wanted.tensors, shapes)
     wanted.take_over(loaded, 0 if fresh_optimizer else int(manifest["optimizer_step"]))

@@ -10,10 +10,12 @@ import torch
 from megatron_dna.checkpoint.folders import find_latest
 from megatron_dna.checkpoint.manifest import CheckpointError
 from megatron_dna.checkpoint.metadata import read_shapes
+from megatron_dna.checkpoint.optimizer_state import to_save
 from megatron_dna.checkpoint.reader import read_weights
 from megatron_dna.checkpoint.saving import save_checkpoint
 from megatron_dna.checkpoint.sharded import load_checkpoint
 from megatron_dna.checkpoint.state import TrainState
+from megatron_dna.checkpoint.tensors import model_tensors
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import BF16, CP, PLAIN, PP, SP, TP, SmallRun
 
@@ -155,6 +157,59 @@ def test_weights_alone_reach_the_optimizer(tmp_path: Path):
     for name, tensor in want.items():
         assert torch.equal(got[name], tensor), name
         assert torch.equal(got[f"optimizer.state.fp32_param.{name}"], tensor), name
+
+
+def _start_from_weights(folder: str, overrides: list[str]) -> None:
+    """A bf16 run that has trained goes back to fp32 weights, and saves with its optimizer."""
+    run = SmallRun.start([BF16, *overrides])
+    run.train(0, 2)
+    load_checkpoint(Path(folder) / "iter_0000001", run.model, run.optimizer)
+    save_checkpoint(folder, run.model, run.optimizer, TrainState(2), run.config)
+
+
+def _save_weights(folder: str) -> None:
+    run = SmallRun.start([])
+    save_checkpoint(folder, run.model, None, TrainState(1), run.config)
+
+
+@pytest.mark.parametrize("layout", [[], [PLAIN], [TP]], ids=["dp2", "dp2_plain", "tp2"])
+def test_fp32_weights_reach_the_optimizer_of_a_bf16_run_unrounded(
+    tmp_path: Path, layout: list[str]
+):
+    """If not, a run that starts from a converted model trains on from weights rounded to bf16."""
+    run_ranks(_save_weights, 1, str(tmp_path))
+    run_ranks(_start_from_weights, 2, str(tmp_path), layout)
+    want, got = _all_tensors(tmp_path / "iter_0000001"), _all_tensors(tmp_path / "iter_0000002")
+    for name, tensor in want.items():
+        assert torch.equal(got[f"optimizer.state.fp32_param.{name}"], tensor), name
+        assert torch.equal(got[name], tensor.bfloat16().float()), name
+        assert not got[f"optimizer.state.exp_avg.{name}"].any(), name
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in want.values())
+
+
+def _storages(tensors: list[torch.Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def _save_at_dp4(folder: str, overrides: list[str]) -> None:
+    """A save, and where the tensors lie that it is made of."""
+    run = SmallRun.start([BF16, "model.num_layers=4", "model.hidden_size=64", *overrides])
+    run.train(0, 1)
+    (adam,) = (part.optimizer for part in run.optimizer.chained_optimizers)
+    kept = [tensor for main, state in adam.state.items() for tensor in (main, *state.values())]
+    described = [value.data for value in to_save(run.optimizer, model_tensors(run.model))]
+    assert _storages(described) <= _storages(kept), "the state was copied to be described"
+    save_checkpoint(folder, run.model, run.optimizer, TrainState(1), run.config)
+
+
+@pytest.mark.parametrize("layout", [[], [PLAIN], [CP]], ids=["dp4", "dp4_plain", "cp2_dp2"])
+def test_every_rank_writes_its_share(tmp_path: Path, layout: list[str]):
+    """If not, one rank writes (and holds in host memory) what all together should."""
+    run_ranks(_save_at_dp4, 4, str(tmp_path), layout)
+    files = (tmp_path / "iter_0000001").glob("__*.distcp")
+    sizes = {path.name: path.stat().st_size for path in files}
+    assert len(sizes) == 4
+    assert max(sizes.values()) < 1.3 * sum(sizes.values()) / 4, sizes
 
 
 def _load_fails(folder: str, overrides: list[str]) -> str:
