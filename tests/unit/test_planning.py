@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_dna.checkpoint.compatibility import check_loadable
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.parallel.timeline import finish_times
@@ -293,6 +294,29 @@ def test_recipes_fit_and_obey_the_rules_of_fp8():
             stages = config.memory.curriculum
             assert stages[-1].n_segments == config.memory.max_n_segments
             assert sum(stage.train_iters or 0 for stage in stages) < config.train.train_iters
+
+
+@pytest.mark.parametrize("name", ["1b", "3b", "7b"])
+def test_large_recipes_survive_faults_and_memory_starts_from_the_plain_model(name: str):
+    """A rate for a trained model on a new one, or a divergence without a way back, costs days."""
+    plain, memory = _recipe(name), _recipe(f"{name}_rmt")
+    for config in (plain, memory):
+        assert config.train.loss_spike_factor == 2
+        assert config.checkpoint.keep_every % config.checkpoint.save_interval == 0
+        assert 4 <= config.train.train_iters // config.checkpoint.keep_every <= 20
+    assert memory.checkpoint.load == plain.train.output_dir
+    check_loadable(Path("plain"), plain, memory)
+    assert memory.memory.curriculum[0].train_iters < memory.train.train_iters / 20
+    assert memory.optimizer.lr < plain.optimizer.lr
+
+
+def test_recipes_for_gpus_are_started_by_the_launcher():
+    """torchrun alone leaves CUDA_DEVICE_MAX_CONNECTIONS as it is: no overlap."""
+    for path in _tool("generate_plan_docs").recipe_paths():
+        text = path.read_text()
+        if not path.stem.startswith("tiny"):
+            assert "#   python tools/launch.py " in text
+            assert "torchrun" not in text
 
 
 @pytest.mark.parametrize("name", ["3b", "3b_rmt", "7b", "7b_rmt"])
