@@ -83,18 +83,18 @@ def test_more_of_anything_costs_more():
         _recipe("7b_rmt", "parallel.use_distributed_optimizer=false", "fp8.recipe=none",
                 "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
     assert unsharded.memory.optimizer == pytest.approx(32 * plan.memory.optimizer)
-    assert not unsharded.fits
+    assert unsharded.memory.total > plan.memory.total
     gathered, reduced = (one.traffic["gradients"].bytes_sent for one in (plan, unsharded))
     assert reduced == pytest.approx(2 * gathered)  # to all ranks, not to the one that updates
     assert unsharded.traffic["parameters"].bytes_sent == 0 < plan.traffic["parameters"].bytes_sent
 
 
 def test_stages_wait_for_each_other_unless_segments_hide_it():
-    """Megatron's 1F1B waits for what it is sent; memory goes along where there are segments."""
+    """Megatron's 1F1B waits for what it is sent; segments only for the way to the last stage."""
     plain = make_plan(_recipe("7b", "parallel.pipeline_model_parallel_size=4"), 256, H100, VOCAB)
     rmt = make_plan(_recipe("7b_rmt"), 256, H100, VOCAB)
     assert plain.traffic["pipeline"].exposed_s == plain.traffic["pipeline"].total_s > 0
-    assert rmt.traffic["pipeline"].exposed_s == 0 < rmt.traffic["pipeline"].total_s
+    assert 0 < rmt.traffic["pipeline"].exposed_s < rmt.traffic["pipeline"].total_s / 10
     for plan in (plain, rmt):
         config, tp = plan.config, plan.config.parallel.tensor_model_parallel_size
         tokens = config.seq_length / tp  # under sequence parallelism; memory goes whole
