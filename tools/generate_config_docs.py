@@ -27,6 +27,8 @@ HEAD = """\
 
     torchrun --nproc_per_node N pretrain_dna_bert.py --config recipe.yaml section.key=value ...
 
+On GPUs `python tools/launch.py` takes the place of `torchrun` ([faults](faults.md)).
+
 A recipe is a YAML file with the sections below; `section.key=value` on the command line has the
 last word. An unknown key, a value of the wrong type, a missing file or a shape that does not divide
 ends the run before any process group exists, with one message that names the key, the value, the

@@ -34,7 +34,8 @@ def add_rates(plan: Plan, outcome: Outcome, device_name: str) -> dict[str, Any]:
         "micro_batch_size": config.train.micro_batch_size,
         "micro_batches": config.train.global_batch_size // config.train.micro_batch_size,
         "segments": config.memory.max_n_segments,
-        "recompute": config.train.recompute_granularity,
+        # `measure_peer` never recomputes, whatever was planned.
+        "recompute": None if plan.case.is_peer else config.train.recompute_granularity,
         "positions_per_s": positions_of(config) / seconds,
         "tokens_per_s": outcome["tokens_a_step"] / seconds,
         "bases_per_s": outcome["bases_a_step"] / seconds,

@@ -11,6 +11,7 @@ Each rank's gradients of weights are those of its own share: they only have to b
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
@@ -85,5 +86,7 @@ def _share_size(num_positions: int, group: dist.ProcessGroup) -> int:
 
 def _select(hidden: Tensor, positions: Tensor) -> Tensor:
     """Of `hidden` [seq, micro_batch, hidden] what is at `positions` [micro_batch, n], n first."""
-    index = positions.t().unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(0, index)
+    micro_batch = hidden.shape[1]
+    rows = positions.t() * micro_batch + torch.arange(micro_batch, device=hidden.device)
+    # For the backward pass this saves the rows' numbers alone; `gather` would save all of `hidden`.
+    return F.embedding(rows, hidden.flatten(0, 1))

@@ -172,9 +172,10 @@ class Embedding(MegatronModule):
         if memory is not None:
             hidden = torch.cat((memory[own], hidden))
         if self.config.sequence_parallel:
+            # A copy: the norm keeps its input, and a view would keep the parts of all ranks.
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(
                 hidden, group=self.tp_group
-            )
+            ).clone()
         output: Tensor = self.norm(hidden)
         return output
 
@@ -336,7 +337,7 @@ class DnaBert(LanguageModule):
         """
         count = self.num_mem_tokens
         if self.cp_group.size() == 1:
-            return hidden[:count]
+            return hidden[:count].clone()  # a view would keep the states of all positions
         slots = torch.arange(count, device=hidden.device).expand(hidden.shape[1], -1)
         share = deal_states(hidden, slots, self.cp_group)
         return gather_parts(share, self.cp_group, alike_after=False)[:count]

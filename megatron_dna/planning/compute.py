@@ -9,6 +9,7 @@ from megatron_dna.model.encoder import padded_vocab_size
 from megatron_dna.model.layers import is_fp8_layer
 from megatron_dna.planning.gpus import (
     ATTENTION_EFFICIENCY,
+    FP8_CAST_BYTES,
     FP8_SPEEDUP,
     LAUNCH_S,
     MATMUL_EFFICIENCY,
@@ -100,9 +101,11 @@ class StageClock:
         # Reads and writes: two norms and two sums; rotation; GeGLU.
         passes = 10 * width / self.sharded + 16 * width / tp + 5 * ffn / tp
         elementwise = passes * self.rows * self.item / self.bandwidth
-        busy = max(column + row + attention + elementwise, LAYER_LAUNCHES * LAUNCH_S)
+        cast, cast_back = self._cast(layer)
+        busy = max(column + row + attention + elementwise + cast, LAYER_LAUNCHES * LAUNCH_S)
         busy_back = max(
-            2 * (column + row + elementwise) + 2.5 * attention, 2 * LAYER_LAUNCHES * LAUNCH_S
+            2 * (column + row + elementwise) + 2.5 * attention + cast_back,
+            2 * LAYER_LAUNCHES * LAUNCH_S,
         )
         shared = self.rows * width * self.item
         if self.sharded > 1:
@@ -127,6 +130,16 @@ class StageClock:
             again = back.backward_s + attention + one
             back = replace(back, backward_s=again, context_s=2 * one)
         return ahead, back
+
+    def _cast(self, layer: int) -> tuple[float, float]:
+        """Forward and backward pass: inputs and output gradients of four products, to FP8."""
+        if not is_fp8_layer(self.config, layer):
+            return 0.0, 0.0
+        width, ffn = self.config.model.hidden_size, self.config.model.ffn_hidden_size
+        inputs = 2 * width / self.sharded + (width + ffn) / self.tp
+        gradients = 2 * width / self.sharded + (3 * width + 2 * ffn) / self.tp
+        one = FP8_CAST_BYTES[self.config.fp8.recipe] * self.rows / self.bandwidth
+        return one * inputs, one * gradients
 
     def _ends(self, stage: int) -> Tick:
         """The embedding of the first stage and the head of the last."""

@@ -58,7 +58,11 @@ MATMUL_EFFICIENCY = 0.75
 """Share of the peak that a large matrix product reaches."""
 FP8_SPEEDUP = {"tensorwise": 1.57, "blockwise": 1.41, "delayed": 1.69}
 """Of a layer's matrix products over bf16. Source: Transformer Engine's figures for layers of 5
-billion parameters on an H200; taken for all GPUs and sizes."""
+billion parameters on an H200; taken for all GPUs and sizes. They may hold some of the casts, which
+are counted besides."""
+FP8_CAST_BYTES = {"tensorwise": 6, "blockwise": 4, "delayed": 4}
+"""Read and written to cast one bf16 number: read twice for a scale from the tensor itself, else
+once; written in both orientations, a byte each. Read off Transformer Engine's source."""
 ATTENTION_EFFICIENCY = 0.35
 """Share of the peak of FlashAttention-2 on an H100. Source: Shah et al. 2024 (FlashAttention-3)."""
 MEMORY_EFFICIENCY = 0.8

@@ -12,6 +12,7 @@ from megatron_dna.training.activations import (
     item_bytes,
     layer_bytes,
     residual_bytes,
+    rotary_bytes,
     segment_bytes,
 )
 
@@ -54,6 +55,7 @@ def stage_memory(
         largest = max(layer_bytes(config, stage * count + i) for i in range(count))
         again = largest - residual_bytes(config)
         activations += max(0.0, again - ends_bytes(config, vocab_size, stage, has_segments))
+        activations += rotary_bytes(config)
     return StageMemory(
         weights=weight_bytes(config, vocab_size, stage) + fp8_copy_bytes(config, stage),
         gradients=parameters * 4,

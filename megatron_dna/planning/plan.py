@@ -10,12 +10,19 @@ import dataclasses
 from dataclasses import dataclass
 
 from megatron_dna.config import Config
+from megatron_dna.model.encoder import padded_vocab_size
 from megatron_dna.parallel.schedule import SegmentSchedule
 from megatron_dna.planning.compute import StageClock, Tick, context_bytes
-from megatron_dna.planning.gpus import MEMORY_EFFICIENCY, USABLE_MEMORY, Gpu, check_fp8
+from megatron_dna.planning.gpus import (
+    FP8_CAST_BYTES,
+    MEMORY_EFFICIENCY,
+    USABLE_MEMORY,
+    Gpu,
+    check_fp8,
+)
 from megatron_dna.planning.links import Link
 from megatron_dna.planning.memory import StageMemory, stage_memory, weight_bytes
-from megatron_dna.planning.parameters import stage_parameters, total_parameters
+from megatron_dna.planning.parameters import fp8_parameters, stage_parameters, total_parameters
 from megatron_dna.training.activations import item_bytes
 from megatron_dna.training.flops import segment_flops
 from megatron_dna.validation import data_parallel_size, validate
@@ -50,7 +57,7 @@ class Plan:
     """Forward and backward pass, recomputation left out."""
     tokens_per_step: int
     traffic: dict[str, Traffic]
-    """By kind: `tensor`, `context`, `pipeline`, `gradients`, `parameters`."""
+    """By kind: `tensor`, `context`, `pipeline`, `gradients`, `embedding`, `parameters`."""
     work_s: float
     """Of the busiest stage in a step, exposed communication of TP and CP included."""
     scheduled_s: float
@@ -132,8 +139,9 @@ def make_plan(
     traffic = {
         "tensor": rank.tensor(slowest),
         "context": rank.context(slowest),
-        "pipeline": rank.pipeline(),
+        "pipeline": rank.pipeline(slowest),
         "gradients": rank.gradients(slowest),
+        "embedding": rank.embedding(),
         "parameters": rank.parameters(slowest),
     }
     inside = ("tensor", "context")
@@ -188,6 +196,36 @@ def schedule_times(
     return work, scheduled
 
 
+def exposed_transfers_s(
+    schedule: SegmentSchedule, tick: Tick, num_stages: int, hidden_s: float, memory_s: float
+) -> float:
+    """Seconds that transfers between stages add to a step of the segment schedule.
+
+    Sends are posted ahead, so stages wait in two places only, in each direction, whose task takes
+    d. A group's first micro-batch crosses P - 1 links before the last stage has work: (P - 1) h.
+    And a segment starts when the memory of the one before is back, after P d + T with
+    T = (P - 1) h + m; the other micro-batches keep the stage busy for N d, of which P d cover tasks
+    and the rest covers T. So a group of W segments adds
+
+        (P - 1) h + (W - 1) max(0, T - max(0, N - P) d)
+
+    Args:
+        schedule: order of work, over more than one segment.
+        tick: d forward and backward.
+        num_stages: P.
+        hidden_s: h, of hidden states from a stage to the next.
+        memory_s: m, of memory from the last stage to the first.
+    """
+    loop = (num_stages - 1) * hidden_s + memory_s
+    spare = max(0, schedule.num_microbatches - num_stages)
+    exposed = 0.0
+    for task_s in (tick.forward_s, tick.backward_s):
+        wait = max(0.0, loop - spare * task_s)
+        for group in schedule.groups():
+            exposed += (num_stages - 1) * hidden_s + (len(group) - 1) * wait
+    return exposed
+
+
 class _RankTraffic:
     """What a rank of the fullest stage sends in a step."""
 
@@ -196,6 +234,7 @@ class _RankTraffic:
     ) -> None:
         parallel = config.parallel
         self.config, self.parallel, self.schedule = config, parallel, schedule
+        self.vocab_size = vocab_size
         self.tp = parallel.tensor_model_parallel_size
         self.pp = parallel.pipeline_model_parallel_size
         self.tasks = schedule.num_segments * schedule.num_microbatches
@@ -234,19 +273,33 @@ class _RankTraffic:
         seconds = self.tasks * tick.context_s
         return Traffic(self.tasks * sent, seconds, seconds)
 
-    def pipeline(self) -> Traffic:
+    def pipeline(self, tick: Tick) -> Traffic:
         """Hidden states and memory between stages, and their gradients.
 
-        The segment engine posts its transfers ahead and they hide; Megatron's 1F1B waits for them.
+        The segment engine posts its transfers ahead and most hide; Megatron's 1F1B waits for all.
         """
         if self.pp == 1:
             return Traffic(0.0, 0.0, 0.0)
         sharded = self.tp if self.parallel.sequence_parallel else 1
         one = self.hidden / sharded
-        has_segments = self.schedule.num_segments > 1
-        sent = 2 * self.tasks * (one + (self.memory if has_segments else 0))
-        total = 2 * self.tasks * self.stages.send_s(one)
-        return Traffic(sent, total, 0.0 if has_segments else total)
+        hidden_s = self.stages.send_s(one)
+        total = 2 * self.tasks * hidden_s
+        if self.schedule.num_segments == 1:
+            return Traffic(2 * self.tasks * one, total, total)
+        memory_s = self.stages.send_s(self.memory)
+        exposed = exposed_transfers_s(self.schedule, tick, self.pp, hidden_s, memory_s)
+        return Traffic(2 * self.tasks * (one + self.memory), total, exposed)
+
+    def embedding(self) -> Traffic:
+        """The tied embedding's gradient in fp32, added up between first and last stage."""
+        if self.pp == 1:
+            return Traffic(0.0, 0.0, 0.0)
+        model = self.config.model
+        rows = padded_vocab_size(self.vocab_size, model.make_vocab_size_divisible_by) / self.tp
+        total = 4.0 * rows * model.hidden_size
+        # Between two ranks: each sends half of it twice.
+        seconds = 2 * self.stages.send_s(total / 2)
+        return Traffic(total, seconds, seconds)
 
     def gradients(self, tick: Tick) -> Traffic:
         """The reduction over DP and CP in fp32; overlapped, behind the last backward task."""
@@ -268,11 +321,14 @@ class _RankTraffic:
 
 
 def _optimizer_s(config: Config, vocab_size: int, gpu: Gpu, dp: int) -> float:
-    """Seconds of gradient norm and Adam: they read and write, and hardly compute."""
-    pp = config.parallel.pipeline_model_parallel_size
-    held = max(stage_parameters(config, vocab_size, stage) for stage in range(pp))
+    """Seconds of gradient norm, Adam and FP8 copies: they read and write, and hardly compute."""
+    stages = range(config.parallel.pipeline_model_parallel_size)
+    held = max(stage_parameters(config, vocab_size, stage) for stage in stages)
     replicas = dp * config.parallel.context_parallel_size
     share = held / (replicas if config.parallel.use_distributed_optimizer else 1)
     # Main weight and two moments read and written; gradient read twice; the weight; its zeroing.
     moved = share * (6 * 4 + 2 * 4 + item_bytes(config)) + 4 * held
+    if config.fp8.is_on:
+        copied = max(fp8_parameters(config, stage) for stage in stages)
+        moved += FP8_CAST_BYTES[config.fp8.recipe] * copied
     return moved / (1e12 * MEMORY_EFFICIENCY * gpu.memory_tb_per_s)

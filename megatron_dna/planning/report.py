@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_dna.planning.gpus import (
     ATTENTION_EFFICIENCY,
+    FP8_CAST_BYTES,
     FP8_SPEEDUP,
     LAUNCH_S,
     LINK_EFFICIENCY,
@@ -19,7 +20,7 @@ from megatron_dna.planning.gpus import (
 from megatron_dna.planning.plan import Plan
 
 GIB = 2**30
-ESTIMATE = "Estimates of a model; no run on a GPU has been measured."
+ESTIMATE = "Estimates of a model; no run on a GPU has been measured: speeds are upper bounds."
 
 
 def human(count: float) -> str:
@@ -112,7 +113,8 @@ def _time_table(plan: Plan) -> str:
     names = {
         "tensor": "TP, in layers", "context": "CP, keys and values",
         "pipeline": "PP, between stages",
-        "gradients": "DP, gradients", "parameters": "DP, parameters",
+        "gradients": "DP, gradients", "embedding": "PP, tied embedding's gradient",
+        "parameters": "DP, parameters",
     }  # fmt: skip
     rows = [["compute (busiest stage)", "", "", seconds(_pure_compute(plan))]]
     for kind, name in names.items():
@@ -154,7 +156,9 @@ def _assumptions(plan: Plan) -> str:
         f"{1e6 * NVLINK_LATENCY_S:g} us and\n{gpu.nvlink_gb_per_s:g} GB/s in a node, "
         f"{1e6 * NETWORK_LATENCY_S:g} us and {gpu.network_gb_per_s:g} GB/s a GPU between nodes, "
         f"bandwidth x {LINK_EFFICIENCY}.\nPeaks: {gpu.source}.\n"
-        f"{_fp8_assumption(plan)}Efficiencies and latencies are assumptions."
+        f"{_fp8_assumption(plan)}{_overlap_assumption(plan)}Efficiencies and latencies are "
+        "assumptions; stragglers, fragmentation and data loading\nare not in them: real runs are "
+        "slower."
     )
 
 
@@ -162,7 +166,16 @@ def _fp8_assumption(plan: Plan) -> str:
     recipe = plan.config.fp8.recipe
     if recipe not in FP8_SPEEDUP:
         return ""
-    return f"FP8: a layer's matrix products are {FP8_SPEEDUP[recipe]} times as fast as in bf16.\n"
+    return (
+        f"FP8: a layer's matrix products are {FP8_SPEEDUP[recipe]} times as fast as in bf16, and a "
+        f"cast moves\n{FP8_CAST_BYTES[recipe]} bytes a number.\n"
+    )
+
+
+def _overlap_assumption(plan: Plan) -> str:
+    if not plan.config.parallel.tp_comm_overlap:
+        return ""
+    return "parallel.tp_comm_overlap: planned as without it; what it hides is not known.\n"
 
 
 def search_table(plans: Sequence[Plan], shown: int = 15) -> str:

@@ -76,6 +76,12 @@ def residual_bytes(config: Config) -> float:
     return rows * config.model.hidden_size * item_bytes(config)
 
 
+def rotary_bytes(config: Config) -> float:
+    """Angles of all positions in fp32, global and local: once a process, kept for recomputation."""
+    head_width = config.model.hidden_size // config.model.num_attention_heads
+    return 2.0 * config.seq_length * head_width * 4
+
+
 def ends_bytes(config: Config, vocab_size: int, stage: int, has_segments: bool) -> float:
     """What a stage keeps of a segment after its layers."""
     model, parallel = config.model, config.parallel
@@ -86,14 +92,7 @@ def ends_bytes(config: Config, vocab_size: int, stage: int, has_segments: bool) 
         return 0.0 if has_segments else residual
     micro_batch = config.train.micro_batch_size
     kept = residual  # input of the final norm
-    if config.memory.num_mem_tokens:
-        # New memory is a view of all final states; under CP it is brought together.
-        states = (
-            config.seq_length
-            if parallel.context_parallel_size == 1
-            else config.memory.num_mem_tokens
-        )
-        kept += micro_batch * states * model.hidden_size * item
+    kept += micro_batch * config.memory.num_mem_tokens * model.hidden_size * item
     # Head: inputs of dense, GELU, norm and decoder; the fp32 probabilities.
     padded_vocab = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by)
     positions = micro_batch * config.num_head_positions

@@ -56,6 +56,15 @@ def test_flops_and_mfu_by_hand():
     assert rates["mfu_of_fp8_peak"] == pytest.approx(rates["mfu"] / 2, rel=1e-4)
 
 
+def test_a_peer_recomputes_nothing():
+    """A row that said otherwise would excuse a slow peer, or flatter it."""
+    outcome = {"seconds": [0.5], "vocab_size": 32000, "tokens_a_step": 1.0, "bases_a_step": 1.0}
+    for kind, said in (("plain", "full"), ("transformers-sdpa", None)):
+        plan = plan_case(Case("1b", kind), H200, [], 32000, recompute=True)
+        assert plan.config.train.recompute_granularity == "full"
+        assert add_rates(plan, outcome, "NVIDIA H200")["recompute"] == said
+
+
 def test_no_peak_no_mfu():
     """PCIe and NVL boards and what is not known have another peak than the table's."""
     for name, key in {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200",

@@ -200,6 +200,10 @@ def test_example_is_valid(name: str) -> None:
     configs = [sweep.config(0, values, files=False) for values in grid(sweep.parameters)]
     assert len(set(map(repr, configs))) == count
     if name == "mixture":
+        # Two whole replicates: all trials run to their end, on other weights and other batches.
+        assert sweep.options.pruner is None
+        seeds = {(config.train.seed, config.data.seed) for config in configs}
+        assert seeds == {(1234, 1234), (1235, 1235)}
         corpus = ROOT / "examples/corpora/human_1000g_multispecies.yaml"
         sources = yaml.safe_load(corpus.read_text())["sources"]
         prefixes = {source.prefix for config in configs for source in config.data.train}
