@@ -169,7 +169,6 @@ class Embedding(MegatronModule):
             # Megatron's overlapped reduction waits for the gradient of every parameter in the last
             # backward pass, in which there may be no start of a window: it then gets one of zero.
             memory = initial if memory is None else memory + 0 * initial
-        if memory is not None:
             hidden = torch.cat((memory[own], hidden))
         if self.config.sequence_parallel:
             # A copy: the norm keeps its input, and a view would keep the parts of all ranks.
