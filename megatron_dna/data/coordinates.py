@@ -220,6 +220,11 @@ class DocumentCoordinates:
             int(of["sequence_haplotype"][sequence]),
         )
 
+    def first_documents(self) -> npt.NDArray[np.int64]:
+        """int64 [sequences + 1], the first document of each sequence, and the number of all."""
+        sequences = np.arange(self.num_sequences + 1, dtype=np.int32)
+        return np.searchsorted(self.arrays["document_sequence"], sequences).astype(np.int64)
+
     def origin(self, document: int) -> DocumentOrigin:
         """What a document is a part of."""
         of = self.arrays
