@@ -68,7 +68,7 @@ def print_summary(dataset: Dataset) -> None:
         "GC": "no bases" if dataset.gc is None else f"{dataset.gc:.2%} of A, C, G and T",
         "N": f"{counts['N']:,} ({counts['N'] / max(dataset.num_bases, 1):.4%})",
         "longest": f"document {longest}, {tokens.lengths[longest]:,} tokens"
-        + (f", {dataset.origins[longest]}" if dataset.origins else ""),
+        + (f", {dataset.origin(longest)}" if dataset.contigs is not None else ""),
         "shortest": f"{tokens.lengths.min():,} tokens",
         "vocabulary": f"{used:,} of {dataset.tokenizer.vocab_size:,} tokens occur",
     }

@@ -6,8 +6,8 @@ haplotype the edits that change its length. All coordinates are 0-based half-ope
 
 from __future__ import annotations
 
-import os
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from megatron_dna.data.columns import ROWS_A_CHUNK, Table, open_npz, write_npz
 from megatron_dna.genome.coordinates import CoordinateMap
 from megatron_dna.genome.corpus import Document, Strand
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
@@ -32,48 +33,63 @@ def coordinates_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + SUFFIX)
 
 
+_EDIT = np.dtype([("start", np.int64), ("ref_length", np.uint32), ("alt_length", np.uint32)])
+_DOCUMENT = np.dtype(
+    [("sequence", np.int32), ("start", np.int64), ("length", np.int64), ("reverse", np.bool_)]
+)
+
+
 class CoordinateWriter:
-    """Collects the documents of a prefix in their order. Memory: 25 bytes a document."""
+    """Collects the documents of a prefix in their order; those of a sequence follow each other.
+
+    Edits and documents go to scratch files beside the output: 16 bytes an edit and 21 a document.
+    Memory: some 300 bytes a sequence.
+    """
 
     def __init__(self, prefix: Path) -> None:
-        """Writes nothing yet."""
+        """Writes nothing yet but scratch files."""
         self._path = coordinates_path(prefix)
         self._partial = self._path.with_name(self._path.name + ".partial")
         self._sequences: dict[tuple[str, str, int], int] = {}
-        self._edits: list[CoordinateMap] = []
-        self._documents = {"sequence": array("q"), "start": array("q"), "length": array("q")}
-        self._reverse = array("b")
+        self._first_edit = array("q", [0])
+        self._edits = Table(prefix.parent, _EDIT)
+        self._documents = Table(prefix.parent, _DOCUMENT)
 
     def add_document(self, document: Document) -> None:
         """Adds the next document of the .bin file."""
-        sample, number = REFERENCE, 0
-        if isinstance(document, HaplotypeDocument):
-            sample, number = document.haplotype.sample, document.haplotype.number
+        haplotype = document.haplotype if isinstance(document, HaplotypeDocument) else None
+        sample, number = (haplotype.sample, haplotype.number) if haplotype else (REFERENCE, 0)
         key = (document.contig, sample, number)
         if key not in self._sequences:
-            self._sequences[key] = len(self._sequences)
-            self._edits.append(
-                document.haplotype.coordinates()
-                if isinstance(document, HaplotypeDocument)
-                else _IDENTITY
-            )
-        self._add(key, document.start, document.length, document.strand == "-")
+            self._add_sequence(key, haplotype.coordinates() if haplotype else _IDENTITY)
+        sequence, reverse = self._sequences[key], document.strand == "-"
+        row = (sequence, document.start, document.length, reverse)
+        self._documents.append(np.array([row], _DOCUMENT))
 
     def add_all(self, other: DocumentCoordinates) -> None:
         """Adds the documents of another prefix, in their order."""
-        for number in range(len(other)):
-            contig, sample, haplotype, strand, start, end = other.origin(number)
-            key = (contig, sample, haplotype)
+        numbers = np.zeros(other.num_sequences, np.int32)  # here, of each sequence there
+        for sequence in range(other.num_sequences):
+            key = other.sequence(sequence)
             if key not in self._sequences:
-                self._sequences[key] = len(self._sequences)
-                self._edits.append(other.edits(number))
-            self._add(key, start, end - start, strand == "-")
+                self._add_sequence(key, other.sequence_edits(sequence))
+            numbers[sequence] = self._sequences[key]
+        for start in range(0, len(other), ROWS_A_CHUNK):
+            chunk = slice(start, start + ROWS_A_CHUNK)
+            rows = np.empty(len(other.arrays["document_start"][chunk]), _DOCUMENT)
+            rows["sequence"] = numbers[other.arrays["document_sequence"][chunk]]
+            for name in ("start", "length", "reverse"):
+                rows[name] = other.arrays[f"document_{name}"][chunk]
+            self._documents.append(rows)
 
-    def _add(self, key: tuple[str, str, int], start: int, length: int, reverse: bool) -> None:
-        self._documents["sequence"].append(self._sequences[key])
-        self._documents["start"].append(start)
-        self._documents["length"].append(length)
-        self._reverse.append(reverse)
+    def _add_sequence(self, key: tuple[str, str, int], edits: CoordinateMap) -> None:
+        self._sequences[key] = len(self._sequences)
+        rows = np.empty(len(edits.starts), _EDIT)
+        rows["start"] = edits.starts
+        rows["ref_length"] = edits.ref_lengths
+        rows["alt_length"] = edits.alt_lengths
+        self._edits.append(rows)
+        self._first_edit.append(len(self._edits))
 
     def prepare(self) -> None:
         """Puts all on the disk under a temporary name.
@@ -81,47 +97,42 @@ class CoordinateWriter:
         Raises:
             OSError: the disk is full or fails.
         """
-        with self._partial.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **self._arrays())
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_npz(self._partial, self._arrays())
 
     def publish(self) -> None:
         """Gives the file its name."""
         self._partial.replace(self._path)
+        self._close()
 
     def abort(self) -> None:
         """Removes what was not published."""
         self._partial.unlink(missing_ok=True)
+        self._close()
 
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        contigs = list(dict.fromkeys(contig for contig, _, _ in self._sequences))
-        samples = list(dict.fromkeys(sample for _, sample, _ in self._sequences))
-        counts = [len(edits.starts) for edits in self._edits]
+    def _close(self) -> None:
+        self._edits.close()
+        self._documents.close()
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any] | tuple[Table, str]]:
+        keys = list(self._sequences)
+        contigs = _number(contig for contig, _, _ in keys)
+        samples = _number(sample for _, sample, _ in keys)
         return {
             "format": np.array(FORMAT),
-            "contigs": np.array(contigs),
-            "samples": np.array(samples),
-            "sequence_contig": np.array(
-                [contigs.index(key[0]) for key in self._sequences], np.int32
-            ),
-            "sequence_sample": np.array(
-                [samples.index(key[1]) for key in self._sequences], np.int32
-            ),
-            "sequence_haplotype": np.array([key[2] for key in self._sequences], np.int8),
-            "sequence_first_edit": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-            "edit_start": np.concatenate([edits.starts for edits in self._edits]),
-            "edit_ref_length": np.concatenate([edits.ref_lengths for edits in self._edits]).astype(
-                np.uint32
-            ),
-            "edit_alt_length": np.concatenate([edits.alt_lengths for edits in self._edits]).astype(
-                np.uint32
-            ),
-            "document_sequence": np.array(self._documents["sequence"], np.int32),
-            "document_start": np.array(self._documents["start"], np.int64),
-            "document_length": np.array(self._documents["length"], np.int64),
-            "document_reverse": np.array(self._reverse, np.bool_),
+            "contigs": np.array(list(contigs)),
+            "samples": np.array(list(samples)),
+            "sequence_contig": np.array([contigs[contig] for contig, _, _ in keys], np.int32),
+            "sequence_sample": np.array([samples[sample] for _, sample, _ in keys], np.int32),
+            "sequence_haplotype": np.array([haplotype for _, _, haplotype in keys], np.int8),
+            "sequence_first_edit": np.array(self._first_edit, np.int64),
+            **{f"edit_{name}": (self._edits, name) for name in _EDIT.names or ()},
+            **{f"document_{name}": (self._documents, name) for name in _DOCUMENT.names or ()},
         }
+
+
+def _number(names: Iterable[str]) -> dict[str, int]:
+    """Numbers names in the order in which they first come."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
 _EMPTY = np.zeros(0, np.int64)
@@ -176,7 +187,7 @@ class DocumentCoordinates:
 
     @classmethod
     def open(cls, prefix: Path) -> DocumentCoordinates:
-        """Reads PREFIX.coordinates.npz.
+        """Opens PREFIX.coordinates.npz: it is mapped, and what is looked at is read.
 
         Raises:
             ValueError: it is no such file.
@@ -184,8 +195,7 @@ class DocumentCoordinates:
         """
         path = coordinates_path(prefix)
         try:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = open_npz(path)
         except (ValueError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} is no coordinate map, or is damaged ({error})") from error
         if str(arrays.get("format")) != FORMAT:
@@ -196,15 +206,31 @@ class DocumentCoordinates:
         """Documents."""
         return len(self.arrays["document_start"])
 
-    def origin(self, document: int) -> DocumentOrigin:
-        """What a document is a part of."""
+    @property
+    def num_sequences(self) -> int:
+        """Contigs of the reference, and haplotypes of them."""
+        return len(self.arrays["sequence_contig"])
+
+    def sequence(self, sequence: int) -> tuple[str, str, int]:
+        """Contig, sample and haplotype of a sequence; see `DocumentOrigin`."""
         of = self.arrays
-        sequence = of["document_sequence"][document]
-        start, length = int(of["document_start"][document]), int(of["document_length"][document])
-        return DocumentOrigin(
+        return (
             str(of["contigs"][of["sequence_contig"][sequence]]),
             str(of["samples"][of["sequence_sample"][sequence]]),
             int(of["sequence_haplotype"][sequence]),
+        )
+
+    def first_documents(self) -> npt.NDArray[np.int64]:
+        """int64 [sequences + 1], the first document of each sequence, and the number of all."""
+        sequences = np.arange(self.num_sequences + 1, dtype=np.int32)
+        return np.searchsorted(self.arrays["document_sequence"], sequences).astype(np.int64)
+
+    def origin(self, document: int) -> DocumentOrigin:
+        """What a document is a part of."""
+        of = self.arrays
+        start, length = int(of["document_start"][document]), int(of["document_length"][document])
+        return DocumentOrigin(
+            *self.sequence(int(of["document_sequence"][document])),
             "-" if of["document_reverse"][document] else "+",
             start,
             start + length,
@@ -230,7 +256,10 @@ class DocumentCoordinates:
 
     def edits(self, document: int) -> CoordinateMap:
         """The edits that change the length of the sequence that a document is a part of."""
-        sequence = int(self.arrays["document_sequence"][document])
+        return self.sequence_edits(int(self.arrays["document_sequence"][document]))
+
+    def sequence_edits(self, sequence: int) -> CoordinateMap:
+        """The edits that change the length of a sequence."""
         if sequence not in self._maps:
             bounds = self.arrays["sequence_first_edit"][sequence : sequence + 2].tolist()
             edits = (self.arrays[f"edit_{name}"] for name in ("start", "ref_length", "alt_length"))

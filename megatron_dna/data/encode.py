@@ -90,7 +90,9 @@ def _submit(
 
 def _join(task: _Task) -> Iterator[tuple[Document, Ids, bool]]:
     """What is certain of a document's ids with this piece."""
-    yield task.document, task.stitcher.add(task.ids.result(), task.piece), False
+    ids = task.stitcher.add(task.ids.result(), task.piece)
+    if len(ids):
+        yield task.document, ids, False
     if task.is_last:
         yield task.document, task.stitcher.finish(), True
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,15 @@ class HaplotypeSource:
         for file in self._files[1:]:
             choose_samples(file, SampleChoice(self._samples))
         self._duplicates: DuplicateWindows | None = None
-        self._first_sequence = 0  # of `_duplicates` that is ours
+        self._first_sequences = array("q")  # of each haplotype in `_duplicates`
         self._contigs: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []
-        self._row_of = array("q")  # for each document
-        self._lengths = array("q")
-        self._splits = array("b")  # numbers of SPLITS
+        self._paths: list[Path] = []  # of each contig
+        self._first_rows = [0]  # of each contig, and the number of all
+        self._rows: list[dict[str, Any]] = []  # of each haplotype of each contig
+        self._bases = {split: array("q") for split in SPLITS}  # of the documents of each row
+        self._positions = np.zeros(1, np.int64)  # [rows + 1], bases of all documents before each
+        self._part = self._taken = range(0)  # bases of the part, and rows that have some of them
+        self._written = np.zeros((0, len(SPLITS), 2), np.int64)  # documents and bases of each row
 
     def add_windows(
         self,
@@ -177,17 +181,28 @@ class HaplotypeSource:
         Raises:
             ValueError, OSError: see `read_variants`.
         """
-        self._first_sequence = windows.num_sequences
         for variants in self._read(plan, store):
-            for _, documents in self._cut(variants, plan):
-                for document in documents:
-                    if document.split == "train":
-                        windows.add(document.forward)
-                        advance(document.length)
+            self._add_contig(variants, plan, windows, advance)
+            del variants  # before the next contig is read
+        self._first_sequences.append(windows.num_sequences)
         self._duplicates = windows
 
-    def plan(self, plan: Plan, store: SequenceStore) -> list[tuple[Split, int]]:
-        """Split and length of each document; memory: 17 bytes a document, and what is returned.
+    def _add_contig(
+        self,
+        variants: ContigVariants,
+        plan: Plan,
+        windows: DuplicateWindows,
+        advance: Callable[[int], object],
+    ) -> None:
+        for _, documents in self._cut(variants, plan):
+            self._first_sequences.append(windows.num_sequences)
+            for document in documents:
+                if document.split == "train":
+                    windows.add(document.forward)
+                    advance(document.length)
+
+    def plan(self, plan: Plan, store: SequenceStore) -> dict[Split, int]:
+        """The bases of all documents, by split. Memory: a row of the manifest a haplotype.
 
         Args:
             plan: of the reference; its held-out regions are cut out of every haplotype.
@@ -196,55 +211,115 @@ class HaplotypeSource:
         Raises:
             ValueError, OSError: see `read_variants`.
         """
-        new_parts = self._new_parts()
+        new_parts = self._new_parts(0)
         for variants in self._read(plan, store):
-            self._contigs.append(_describe_contig(variants))
-            for row, documents in self._cut(variants, plan):
-                for document in self._keep_new(documents, new_parts):
-                    self._row_of.append(len(self._rows))
-                    self._lengths.append(document.length)
-                    self._splits.append(SPLITS.index(document.split))
-                self._rows.append(row)
-        return [
-            (SPLITS[split], length)
-            for split, length in zip(self._splits, self._lengths, strict=True)
-        ]
+            self._plan_contig(variants, plan, new_parts)
+            del variants  # before the next contig is read
+        return {split: sum(self._bases[split]) for split in SPLITS}
 
-    def documents(self, plan: Plan, store: SequenceStore) -> Iterator[HaplotypeDocument]:
-        """The documents, contig by contig and haplotype by haplotype; see `plan`."""
-        new_parts = self._new_parts()
-        for variants in self._read(plan, store):
-            for _, documents in self._cut(variants, plan):
-                yield from self._keep_new(documents, new_parts)
+    def _plan_contig(
+        self, variants: ContigVariants, plan: Plan, new_parts: Iterator[list[Interval]] | None
+    ) -> None:
+        self._contigs.append(_describe_contig(variants))
+        self._paths.append(variants.path)
+        for row, documents in self._cut(variants, plan):
+            bases: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+            for document in self._keep_new(documents, new_parts):
+                bases[document.split] += document.length
+            for split in SPLITS:
+                self._bases[split].append(bases[split])
+            self._rows.append(row)
+        self._first_rows.append(len(self._rows))
 
-    def describe(self, first: int, tokens: Sequence[int]) -> dict[str, Any]:
+    def take_part(self, first: int, last: int) -> set[Split]:
+        """Settles which documents to give out: those whose first base is in [first, last).
+
+        Args:
+            first, last: numbers of bases, of all documents laid end to end.
+
+        Returns:
+            The splits that they can be of.
+        """
+        train, valid = (np.array(self._bases[split], np.int64) for split in SPLITS)
+        self._positions = np.concatenate(([0], np.cumsum(train + valid)))
+        starts, ends = self._positions[:-1], self._positions[1:]
+        rows = np.flatnonzero((ends > first) & (starts < last))
+        self._part = range(first, last)
+        self._taken = range(int(rows[0]), int(rows[-1]) + 1) if len(rows) else range(0)
+        self._written = np.zeros((len(self._rows), len(SPLITS), 2), np.int64)
+        start, stop = self._taken.start, self._taken.stop
+        return {split for split in SPLITS if any(self._bases[split][start:stop])}
+
+    def documents(self, plan: Plan, store: SequenceStore) -> Iterator[Iterator[HaplotypeDocument]]:
+        """The documents of the part by contig, haplotype by haplotype; see `take_part`.
+
+        A contig's documents are to be used up and let go before the next ones are asked for:
+        then a single contig is in memory. Files that end before the part are not read, nor is what
+        follows the contig that the part ends in.
+        """
+        if not self._taken:
+            return
+        contig = bisect_right(self._first_rows, self._taken.start) - 1
+        paths = [file.path for file in self._files]
+        contig = self._paths.index(self._paths[contig])  # the first one of that file
+        new_parts = self._new_parts(self._taken.start)
+        for variants in self._read(plan, store, paths.index(self._paths[contig])):
+            yield self._documents_of(variants, plan, self._first_rows[contig], new_parts)
+            contig += 1
+            if self._first_rows[contig] >= self._taken.stop:
+                return
+            del variants  # before the next contig is read
+
+    def _documents_of(
+        self,
+        variants: ContigVariants,
+        plan: Plan,
+        first_row: int,
+        new_parts: Iterator[list[Interval]] | None,
+    ) -> Iterator[HaplotypeDocument]:
+        """The documents that the part has of a contig, counted in `_written`."""
+        start, stop = (max(row - first_row, 0) for row in (self._taken.start, self._taken.stop))
+        variants = replace(variants, haplotypes=variants.haplotypes[start:stop])
+        for row, (_, documents) in enumerate(self._cut(variants, plan), first_row + start):
+            position = int(self._positions[row])
+            for document in self._keep_new(documents, new_parts):
+                if position >= self._part.stop:
+                    return
+                if position >= self._part.start:
+                    self._written[row, SPLITS.index(document.split)] += 1, document.length
+                    yield document
+                position += document.length
+
+    def describe(self, finished: Sequence[tuple[Split, int]]) -> dict[str, Any]:
         """What the manifest says.
 
         Args:
-            first: number of the first document that was encoded.
-            tokens: of each that was.
+            finished: split and tokens of each document that was given out.
         """
-        written = slice(first, first + len(tokens))
-        row_of = np.array(self._row_of[written], np.int64)
-        columns = {
-            "documents": np.ones(len(tokens), np.int64),
-            "bases": np.array(self._lengths[written], np.int64),
-            "tokens": np.array(tokens, np.int64),
-        }
-        rows = [dict(row) for row in self._rows]
-        for number, split in enumerate(SPLITS):
-            inside = np.array(self._splits[written], np.int8) == number
-            for key, values in columns.items():
-                sums = np.zeros(len(rows), np.int64)
-                np.add.at(sums, row_of[inside], values[inside])
-                for row, total in zip(rows, sums.tolist(), strict=True):
-                    row.setdefault(split, {})[key] = total
+        num_documents = self._written[:, :, 0].sum(axis=1)
+        row_of = np.repeat(np.arange(len(self._rows)), num_documents)
+        split_of = np.array([SPLITS.index(split) for split, _ in finished], np.int8)
+        tokens = np.zeros((len(self._rows), len(SPLITS)), np.int64)
+        np.add.at(tokens, (row_of, split_of), np.array([n for _, n in finished], np.int64))
+        rows = [
+            row
+            | {
+                split: {"documents": documents, "bases": bases, "tokens": count}
+                for split, (documents, bases), count in zip(SPLITS, sums, counts, strict=True)
+            }
+            for row, sums, counts in zip(
+                self._rows, self._written.tolist(), tokens.tolist(), strict=True
+            )
+        ]
         return {"samples": list(self._samples), "contigs": self._contigs, "haplotypes": rows}
 
-    def _read(self, plan: Plan, store: SequenceStore) -> Iterator[ContigVariants]:
+    def _read(
+        self, plan: Plan, store: SequenceStore, first_file: int = 0
+    ) -> Iterator[ContigVariants]:
         contigs = {contig.name: store.stretch(contig.name) for contig in plan.contigs}
         excluded = {contig.name for contig in plan.excluded}
-        return read_variants(self._files, self._samples, contigs, self._options.variants, excluded)
+        files = self._files[first_file:]
+        return read_variants(files, self._samples, contigs, self._options.variants, excluded)
 
     def _cut(
         self, variants: ContigVariants, plan: Plan
@@ -265,10 +340,11 @@ class HaplotypeSource:
             else:
                 row["short_documents_dropped"] += 1
 
-    def _new_parts(self) -> Iterator[list[Interval]] | None:
+    def _new_parts(self, row: int) -> Iterator[list[Interval]] | None:
+        """Of the documents for training of a haplotype and all that follow it."""
         if self._duplicates is None:
             return None
-        return self._duplicates.new_parts(self._first_sequence)
+        return self._duplicates.new_parts(self._first_sequences[row])
 
     def _keep_new(
         self, documents: Iterator[HaplotypeDocument], new_parts: Iterator[list[Interval]] | None

@@ -1,13 +1,15 @@
 """What is in a .bin/.idx pair: how much, of what, from where, and which bases any tokens spell.
 
-Everything is counted in a few MB of memory and a few bytes a document, whatever the size of the
-pair. Where sequence comes from is known from the manifest and the coordinate map that preprocessing
-wrote beside it.
+Tokens are counted in a few MB of memory, whatever their number; what it takes for each document is
+in docs/data.md. Where sequence comes from is known from the manifest and the coordinate map that
+preprocessing wrote beside it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy.typing as npt
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.counts import count_tokens
 from megatron_dna.data.indexed import IndexedTokens
+from megatron_dna.genome.coordinates import Positions
 from megatron_dna.genome.corpus import SPLITS
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 
@@ -93,7 +96,6 @@ class Dataset:
         tokenizer: spells them.
         contigs: what is from each contig and its haplotypes, or None without a manifest.
         samples: what is from the haplotypes of each sample, and from the reference.
-        origins: of each document, or None.
     """
 
     def __init__(self, prefix: str, tokenizer: Path | None = None) -> None:
@@ -116,9 +118,9 @@ class Dataset:
         self.tokenizer = _open_tokenizer(prefix, tokenizer, manifest)
         self.contigs: list[Share] | None = None
         self.samples: list[Share] = []
-        self.origins: list[Origin] | None = None
+        self._places: DocumentCoordinates | None = None
         if path and manifest:
-            places = DocumentCoordinates.open(Path(prefix))
+            self._places = places = DocumentCoordinates.open(Path(prefix))
             listed = [row["tokens"] for row in manifest["documents"][split]]
             if (
                 len(places) != len(self.tokens)
@@ -129,18 +131,14 @@ class Dataset:
                     "has; one of them is of another run: make the data again with "
                     "tools/preprocess_genome.py"
                 )
-            self._places = places
-            by_contig = self._sum("contig")
+            by_contig = self._sum(places, "contig")
             self.contigs = [
                 Share(row["name"], row["fasta"], row["bases"], *by_contig.get(row["name"], _NONE))
                 for row in manifest["contigs"]
             ]
             self.samples = [
-                Share(name or REFERENCE, "", 0, *sums) for name, sums in self._sum("sample").items()
-            ]
-            self.origins = [
-                self._locate(document, 0, length)
-                for document, length in enumerate(places.arrays["document_length"].tolist())
+                Share(name or REFERENCE, "", 0, *sums)
+                for name, sums in self._sum(places, "sample").items()
             ]
 
     @cached_property
@@ -195,7 +193,9 @@ class Dataset:
         """
         if length < 1:
             raise ValueError(f"length ({length}) must be at least 1 token")
-        ends = np.cumsum(-(-self.tokens.lengths.astype(np.int64) // length))
+        ends = self.tokens.lengths // np.int64(-length)
+        np.negative(ends, out=ends)  # windows of each document, rounded up
+        np.cumsum(ends, out=ends)
         if not 0 <= number < ends[-1]:
             raise ValueError(
                 f"window ({number}) must be between 0 and {ends[-1] - 1}: {self.prefix} has "
@@ -225,33 +225,64 @@ class Dataset:
             )
         ids = self.tokens.read(document, start, min(length, num_tokens - start)).astype(np.int32)
         bases = self.tokenizer.decode(ids)
-        origin = self._origin(document, start, len(bases)) if self.origins and bases else None
-        return Window(document, start, ids, bases, origin)
+        return Window(document, start, ids, bases, self._origin(document, start, len(bases)))
 
-    def _origin(self, document: int, start: int, num_bases: int) -> Origin:
-        """Where the bases from token `start` of a document lie."""
+    def origin(self, document: int) -> Origin | None:
+        """Where a document lies, or None without a manifest."""
+        if self._places is None:
+            return None
+        return self._locate(
+            self._places, document, 0, int(self._places.arrays["document_length"][document])
+        )
+
+    def stretches(self, contig: str) -> Iterator[tuple[Positions, Positions]]:
+        """Starts and ends, on the reference, of what documents have of a contig.
+
+        Those of one sequence at a time: of the contig itself, or of a haplotype.
+        """
+        if self._places is None:
+            return
+        bounds = self._places.first_documents()
+        for sequence, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
+            if self._places.sequence(sequence)[0] == contig:
+                of = self._places.arrays
+                starts = of["document_start"][first:last].astype(np.int64)
+                ends = starts + of["document_length"][first:last]
+                found = self._places.sequence_edits(sequence).to_reference(starts, ends)
+                yield found.starts, found.ends
+
+    def _origin(self, document: int, start: int, num_bases: int) -> Origin | None:
+        """Where the bases from token `start` of a document lie, if there are any."""
+        if self._places is None or not num_bases:
+            return None
         lengths = self.tokenizer.token_lengths
         before = sum(
             int(lengths[self.tokens.read(document, at, min(_CHUNK_TOKENS, start - at))].sum())
             for at in range(0, start, _CHUNK_TOKENS)
         )
-        return self._locate(document, before, before + num_bases)
+        return self._locate(self._places, document, before, before + num_bases)
 
-    def _locate(self, document: int, start: int, end: int) -> Origin:
+    def _locate(self, places: DocumentCoordinates, document: int, start: int, end: int) -> Origin:
         """Where some bases of a document lie."""
-        of = self._places.origin(document)
-        found = self._places.locate(document, np.array([start]), np.array([end]))
+        of = places.origin(document)
+        found = places.locate(document, np.array([start]), np.array([end]))
         first, last = int(found.starts[0]), int(found.ends[0])
         return Origin(of.contig, first, last, of.strand, of.sample, of.haplotype)
 
-    def _sum(self, key: str) -> dict[str, tuple[int, int, int]]:
+    def _sum(self, places: DocumentCoordinates, key: str) -> dict[str, tuple[int, int, int]]:
         """Documents, bases and tokens by contig or sample."""
-        arrays = self._places.arrays
-        group = arrays[f"sequence_{key}"][arrays["document_sequence"]]
-        names = arrays[f"{key}s"].tolist()
+        bounds, lengths = places.first_documents(), places.arrays["document_length"]
+        by_sequence = np.stack(
+            [
+                np.diff(bounds),
+                np.add.reduceat(lengths, bounds[:-1]),
+                np.add.reduceat(self.tokens.lengths, bounds[:-1], dtype=np.int64),
+            ],
+            axis=1,
+        )
+        names = places.arrays[f"{key}s"].tolist()
         sums = np.zeros((len(names), 3), np.int64)
-        bases, tokens = arrays["document_length"], self.tokens.lengths.astype(np.int64)
-        np.add.at(sums, group, np.stack([np.ones_like(bases), bases, tokens], axis=1))
+        np.add.at(sums, places.arrays[f"sequence_{key}"], by_sequence)
         rows = [(documents, bases, tokens) for documents, bases, tokens in sums.tolist()]
         return dict(zip(names, rows, strict=True))
 

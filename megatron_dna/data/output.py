@@ -59,7 +59,7 @@ class Output:
 
         Args:
             prefix: P.
-            splits: those that documents are in.
+            splits: those that documents can be in.
             vocab_size: number of ids.
             fingerprint: of everything that shapes the output; another one starts anew.
 
@@ -121,8 +121,9 @@ class Output:
         self._num_safe = len(self.finished)
 
     def publish(self, manifest: dict[str, Any]) -> None:
-        """Gives all files their names; see `publish`."""
-        publish(self._prefix, self._writers, manifest, self._journal.remove)
+        """Gives all files their names, where there is a document; see `publish`."""
+        writers = {split: writer for split, writer in self._writers.items() if writer.num_documents}
+        publish(self._prefix, writers, manifest, self._journal.remove)
 
     def _close(self, keep: bool) -> None:
         for writer in self._writers.values():

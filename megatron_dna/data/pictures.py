@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from megatron_dna.genome.coordinates import Positions
+
 if TYPE_CHECKING:
-    from megatron_dna.data.inspect import Dataset, Origin, Share
+    from megatron_dna.data.inspect import Dataset, Share
 
 MAX_CONTIGS = 24
 """Contigs that are drawn: those with the most tokens."""
@@ -57,20 +59,17 @@ def plot_dataset(dataset: Dataset, output: Path) -> None:
 
 
 def measure_coverage(
-    origins: list[Origin], length: int, bases_per_bin: float
+    starts: Positions, ends: Positions, length: int, bases_per_bin: float
 ) -> npt.NDArray[np.float64]:
-    """How often documents cover the bases of a contig, on average by bin, float64 [bins]."""
+    """How often stretches cover the bases of a contig, on average by bin, float64 [bins]."""
     num_bins = max(int(np.ceil(length / bases_per_bin)), 1)
     edges = np.minimum(np.arange(num_bins + 1) * bases_per_bin, length)
-    starts = _sum_beyond(edges, np.array([origin.start for origin in origins]))
-    ends = _sum_beyond(edges, np.array([origin.end for origin in origins]))
-    covered: npt.NDArray[np.float64] = np.diff(starts - ends) / np.diff(edges)
+    beyond = _sum_beyond(edges, starts) - _sum_beyond(edges, ends)
+    covered: npt.NDArray[np.float64] = np.diff(beyond) / np.diff(edges)
     return covered
 
 
-def _sum_beyond(
-    edges: npt.NDArray[np.float64], points: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def _sum_beyond(edges: npt.NDArray[np.float64], points: Positions) -> npt.NDArray[np.float64]:
     """For each edge, the distances of all points before it, summed."""
     sums = np.concatenate(([0], np.cumsum(np.sort(points))))
     num_before = np.searchsorted(np.sort(points), edges)
@@ -117,9 +116,9 @@ def _draw_coverage(figure: Figure, axes: Axes, dataset: Dataset) -> None:
     bases_per_bin = max(contig.length for contig in contigs) / NUM_BINS
     image = np.full((len(contigs), NUM_BINS), np.nan)
     for row, contig in zip(image, contigs, strict=True):
-        origins = [origin for origin in dataset.origins or () if origin.contig == contig.name]
-        covered = measure_coverage(origins, contig.length, bases_per_bin)
-        row[: len(covered)] = covered
+        for starts, ends in dataset.stretches(contig.name):
+            covered = measure_coverage(starts, ends, contig.length, bases_per_bin)
+            row[: len(covered)] = np.nan_to_num(row[: len(covered)]) + covered
     megabases = NUM_BINS * bases_per_bin / 1e6
     drawn = axes.imshow(
         image, aspect="auto", interpolation="nearest", vmin=0,

@@ -9,14 +9,15 @@ depends neither on the number of workers nor on the pieces, and no memory grows 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from megatron_dna.genome.corpus import (
     ContigSummary,
     Document,
     Plan,
+    Split,
     keep_new,
     plan_documents,
     scan,
@@ -123,30 +125,23 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
             plan = replace(plan, documents=())
         if windows:
             plan = _drop_duplicates(plan, source, store, windows, options)
-        outline = [(document.split, document.length) for document in plan.documents]
-        outline += source.plan(plan, store) if source else ()
-        if not any(split == "train" for split, _ in outline):
-            raise ValueError("there is no document for train: no variant lies outside the holdout")
-        part = _take_part([length for _, length in outline], options.part)
-        splits = {split for split, _ in outline[part]}
-        documents = _read_part(plan, source, store, part)
-        in_reference = len(plan.documents)
-        plan = replace(plan, documents=plan.documents[part])
+        plan, splits, num_bases = _take_part(plan, source, store, options.part)
+        groups = _read_part(plan, source, store)
         fingerprint = hashlib.sha256(json.dumps(head).encode()).hexdigest()
         with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
-            total = sum(length for _, length in outline[part])
-            tokens = _encode_all(documents, total, store, tokenizer, options.workers, output)
+            _encode_all(groups, num_bases, store, tokenizer, options.workers, output)
+            num_in_reference = len(plan.documents)
+            tokens = [count for _, count in output.finished[:num_in_reference]]
             manifest = {
                 "format": manifests.FORMAT,
                 "command": list(options.command),
                 **head,
                 "dtype": dtype_of(tokenizer.vocab_size).name,
                 **({"duplicate_windows": _describe_windows(windows)} if windows else {}),
-                **manifests.describe(plan, tokens[: len(plan.documents)]),
+                **manifests.describe(plan, tokens),
             }
             if source:
-                first = max(part.start - in_reference, 0)
-                described = source.describe(first, tokens[len(plan.documents) :])
+                described = source.describe(output.finished[num_in_reference:])
                 manifests.add_haplotypes(manifest, described)
             output.publish(manifest)
     return manifest
@@ -276,21 +271,45 @@ def find_finished(options: PreprocessOptions) -> dict[str, Any] | None:
     return manifest
 
 
-def _take_part(lengths: Sequence[int], part: tuple[Fraction, Fraction]) -> slice:
-    """The documents whose first base is in a part of all bases, laid end to end."""
-    positions = list(itertools.accumulate(lengths, initial=0))
-    first, last = (bisect_left(positions, bound * positions[-1]) for bound in part)
-    return slice(first, min(last, len(lengths)))
+def _take_part(
+    plan: Plan,
+    source: HaplotypeSource | None,
+    store: SequenceStore,
+    part: tuple[Fraction, Fraction],
+) -> tuple[Plan, set[Split], int]:
+    """The documents whose first base is in a part of all bases, laid end to end.
+
+    Returns:
+        The plan with these of the reference alone, as `source` knows its own; the splits that they
+        can be of; about their bases.
+    """
+    positions = list(accumulate((document.length for document in plan.documents), initial=0))
+    num_bases, num_for_train = positions[-1], _count_bases(plan.documents, "train")
+    if source:
+        by_split = source.plan(plan, store)
+        num_bases += sum(by_split.values())
+        num_for_train += by_split["train"]
+    if not num_for_train:
+        raise ValueError("there is no document for train: no variant lies outside the holdout")
+    first, last = (math.ceil(bound * num_bases) for bound in part)
+    taken = plan.documents[bisect_left(positions, first) : bisect_left(positions, last)]
+    splits = {document.split for document in taken}
+    if source:
+        splits |= source.take_part(first - positions[-1], last - positions[-1])
+    return replace(plan, documents=taken), splits, last - first
+
+
+def _count_bases(documents: Sequence[Document], split: Split) -> int:
+    return sum(document.length for document in documents if document.split == split)
 
 
 def _read_part(
-    plan: Plan, source: HaplotypeSource | None, store: SequenceStore, part: slice
-) -> Iterator[Document]:
-    """The documents of a part: those of the reference, then those of haplotypes."""
-    yield from plan.documents[part]
-    first, last = (bound - len(plan.documents) for bound in (part.start, part.stop))
-    if source and last > 0:
-        yield from itertools.islice(source.documents(plan, store), max(first, 0), last)
+    plan: Plan, source: HaplotypeSource | None, store: SequenceStore
+) -> Iterator[Iterator[Document]]:
+    """The documents of a part: those of the reference, then those of haplotypes, by contig."""
+    yield iter(plan.documents)
+    if source:
+        yield from source.documents(plan, store)
 
 
 def _check_options(options: PreprocessOptions) -> None:
@@ -335,25 +354,48 @@ def _progress(action: str, num_bases: int | None) -> tqdm[Any]:
 
 
 def _encode_all(
-    documents: Iterator[Document],
+    groups: Iterator[Iterator[Document]],
     num_bases: int,
     store: SequenceStore,
     tokenizer: DnaTokenizer,
     workers: int,
     output: Output,
-) -> list[int]:
-    """Encodes and adds what an interrupted run has not finished; returns each document's tokens."""
+) -> None:
+    """Encodes and adds what an interrupted run has not finished.
+
+    Each group of documents is done, and nothing of it is kept, before the next one is asked for.
+    """
+    num_finished = len(output.finished)
     with _progress("encoding", num_bases) as bar:
-        for document in itertools.islice(documents, len(output.finished)):
-            output.skip_document(document)
+        for documents in groups:
+            num_finished -= _skip(documents, num_finished, output, bar)
+            _encode(documents, store, tokenizer, workers, output, bar)
+
+
+def _skip(documents: Iterator[Document], most: int, output: Output, bar: tqdm[Any]) -> int:
+    """Takes the first documents, at most so many, for finished; returns their number."""
+    num_skipped = 0
+    for document in islice(documents, most):
+        output.skip_document(document)
+        bar.update(document.length)
+        num_skipped += 1
+    return num_skipped
+
+
+def _encode(
+    documents: Iterator[Document],
+    store: SequenceStore,
+    tokenizer: DnaTokenizer,
+    workers: int,
+    output: Output,
+    bar: tqdm[Any],
+) -> None:
+    items = ((document, _sequence_of(document, store)) for document in documents)
+    for document, ids, is_last in encode_in_order(items, tokenizer, workers):
+        output.append(document.split, ids)
+        if is_last:
+            output.end_document(document)
             bar.update(document.length)
-        items = ((document, _sequence_of(document, store)) for document in documents)
-        for document, ids, is_last in encode_in_order(items, tokenizer, workers):
-            output.append(document.split, ids)
-            if is_last:
-                output.end_document(document)
-                bar.update(document.length)
-    return [tokens for _, tokens in output.finished]
 
 
 def _sequence_of(document: Document, store: SequenceStore) -> SequenceLike:

@@ -111,5 +111,7 @@ class CoordinateMap:
 
 
 def _at(values: Positions, index: npt.NDArray[np.intp]) -> Positions:
-    """Values by number, and 0 for the numbers -1 and len(values)."""
-    return np.append(values, np.int64(0))[index]
+    """Values by number; where there is none, at -1 and len(values), any number."""
+    if not len(values):
+        return np.zeros_like(index, np.int64)
+    return values.take(index, mode="clip")

@@ -88,6 +88,7 @@ class ContigVariants:
     """The haplotypes of a contig.
 
     Attributes:
+        path: the VCF file that has it.
         contig: its name.
         haplotypes: sample by sample in the order of the file. A sample whose genotypes have one
             allele has no haplotype 2.
@@ -95,6 +96,7 @@ class ContigVariants:
         num_ref_mismatches: of these, left out since REF is not what the FASTA has.
     """
 
+    path: Path
     contig: str
     haplotypes: tuple[Haplotype, ...]
     num_records: int
@@ -110,7 +112,7 @@ def read_variants(
 ) -> Iterator[ContigVariants]:
     """The haplotypes of some samples, contig by contig in the order of the files.
 
-    Memory: the edits of the contig at hand.
+    Memory: the edits of the contig at hand, if the caller has let go of the one before.
 
     Args:
         vcfs: a contig's records must all be in one file.
@@ -239,7 +241,13 @@ class _Reader:
             if number <= (core.ploidy(sample) or 2)
             for index in [2 * sample + number - 1]
         ]
-        return ContigVariants(contig, tuple(haplotypes), core.num_records, core.num_ref_mismatches)
+        return ContigVariants(
+            self._vcf.path,
+            contig,
+            tuple(haplotypes),
+            core.num_records,
+            core.num_ref_mismatches,
+        )
 
 
 def _pass_over(contig: str, lines: bytes, start: int) -> int:

@@ -115,7 +115,7 @@ def tokenise(
     Args:
         change: of one strand.
         tokenizer: encodes.
-        spans: bases of each of its ids; see `token_spans`.
+        spans: bases of each of its ids; see `DnaTokenizer.token_spans`.
         segment_size: tokens of an input, [CLS] and [SEP] included.
 
     Returns:

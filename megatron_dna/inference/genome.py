@@ -22,7 +22,6 @@ from megatron_dna.tokenizer.pieces import (
     PIECE_LENGTH,
     Stitcher,
     cut_pieces,
-    token_spans,
 )
 
 Ids = npt.NDArray[np.int64]
@@ -110,7 +109,7 @@ def encode_stretch(
         return tokenizer.encode(read(start + first, start + last))
 
     stitcher = Stitcher(tokenizer, encode)
-    spans = token_spans(tokenizer)
+    spans = tokenizer.token_spans
     done = start
     for piece in cut_pieces(end - start, piece_length, overlap):
         parts = [stitcher.add(encode(*piece), piece)]
@@ -153,7 +152,7 @@ def read_segments(
 ) -> Iterator[Segment]:
     """The segments of a contig from a position on."""
     stretches = genome.stretches(contig)
-    spans = token_spans(tokenizer)
+    spans = tokenizer.token_spans
     for number in range(at.stretch, len(stretches)):
         start, end = stretches[number]
         is_first = number != at.stretch or not at.base

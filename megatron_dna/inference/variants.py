@@ -24,7 +24,6 @@ from megatron_dna.inference.alleles import (
 )
 from megatron_dna.inference.genome import Genome
 from megatron_dna.inference.masked import MaskedModel
-from megatron_dna.tokenizer.pieces import token_spans
 
 OUTCOMES = ("scored", "symbolic", "ambiguous", "too long")
 """What can become of an alternative; only those `scored` have values."""
@@ -51,7 +50,7 @@ class Scorer:
         if batch_size < 1:
             raise ValueError(f"--batch-size ({batch_size}) must be at least 1")
         self.model, self.genome, self.batch_size = model, genome, batch_size
-        self._spans = token_spans(model.tokenizer)
+        self._spans = model.tokenizer.token_spans
 
     def __call__(self, variants: Sequence[Variant]) -> Scores:
         """Score variants whose `ref` is what the genome has.

@@ -41,6 +41,7 @@ class DnaTokenizer:
         unk_id, cls_id, sep_id, pad_id, mask_id, gap_id: ids of [UNK] [CLS] [SEP] [PAD] [MASK] "-".
         special_ids: these six: never masked, never drawn as a random replacement.
         token_lengths: int32 [vocab_size], bases that each token spells; 0 for the special ones.
+        token_spans: int64 [vocab_size], letters of the text behind each id: one behind [UNK].
         sha256: of the file, in hex.
     """
 
@@ -56,6 +57,8 @@ class DnaTokenizer:
         self.token_lengths: npt.NDArray[np.int32] = np.array(
             [len(bases) for bases in self._bases], np.int32
         )
+        self.token_spans = self.token_lengths.astype(np.int64)
+        self.token_spans[self.unk_id] = 1
         self.sha256 = sha256
         # Single bases of k-mers (k > 1), which more bases would have made a whole one.
         longest = "A" * MAX_KMER_LENGTH

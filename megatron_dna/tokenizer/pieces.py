@@ -39,13 +39,6 @@ def cut_pieces(
         yield Piece(max(start - overlap, 0), min(start + piece_length, length))
 
 
-def token_spans(tokenizer: DnaTokenizer) -> npt.NDArray[np.int64]:
-    """int64 [vocab_size], letters of the text behind each id: one behind [UNK]."""
-    spans = tokenizer.token_lengths.astype(np.int64)
-    spans[tokenizer.unk_id] = 1
-    return spans
-
-
 class Stitcher:
     """Joins the ids of the pieces of one sequence, given in order.
 
@@ -61,7 +54,7 @@ class Stitcher:
             encode: gives the ids of any part of the sequence, without "-".
         """
         self._tokenizer = tokenizer
-        self._spans = token_spans(tokenizer)
+        self._spans = tokenizer.token_spans
         self._encode = encode
         self._last_done: int | None = None  # the last id that was given out
         self._ids: Ids = np.empty(0, np.int32)  # not given out yet

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pysam
@@ -15,12 +17,13 @@ import pytest
 from matplotlib.image import imread
 
 from megatron_dna.config import load_config
-from megatron_dna.data.coordinates import DocumentCoordinates
+from megatron_dna.data.coordinates import DocumentCoordinates, TokenIntervals
 from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.inspect import Dataset, Origin
 from megatron_dna.data.loader import build_loader
 from megatron_dna.data.pictures import measure_coverage, plot_dataset
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.genome.coordinates import CoordinateMap
 from megatron_dna.genome.vcf import SampleChoice
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
@@ -38,6 +41,12 @@ def prefix(options: Callable[..., PreprocessOptions]) -> str:
     return f"{options().output('_train')}"
 
 
+def origins(dataset: Dataset) -> list[Origin]:
+    """Of every document."""
+    found = [dataset.origin(document) for document in range(len(dataset.tokens))]
+    return [origin for origin in found if origin is not None]
+
+
 def spell(contigs: dict[str, str], origin: Origin) -> str:
     """The sequence of an interval, from the raw contigs."""
     forward = clean(contigs[origin.contig][origin.start : origin.end])
@@ -47,7 +56,7 @@ def spell(contigs: dict[str, str], origin: Origin) -> str:
 def test_counts_are_those_of_the_sequence(prefix: str, contigs: dict[str, str]) -> None:
     """Counted again letter by letter, from the coordinates of the documents."""
     dataset = Dataset(prefix)
-    texts = [spell(contigs, origin) for origin in dataset.origins or ()]
+    texts = [spell(contigs, origin) for origin in origins(dataset)]
     letters = Counter("".join(texts))
     assert len(texts) == len(dataset.tokens) > 4
     assert dataset.base_counts == {base: letters[base] for base in "ACGTN"}
@@ -58,7 +67,7 @@ def test_counts_are_those_of_the_sequence(prefix: str, contigs: dict[str, str]) 
     assert dataset.token_counts.sum() == dataset.tokens.num_tokens
     by_contig = {contig.name: contig for contig in dataset.contigs or ()}
     for name, contig in by_contig.items():
-        rows = [i for i, origin in enumerate(dataset.origins or ()) if origin.contig == name]
+        rows = [i for i, origin in enumerate(origins(dataset)) if origin.contig == name]
         assert contig.documents == len(rows)
         assert contig.bases == sum(len(texts[i]) for i in rows)
         assert contig.tokens == sum(int(dataset.tokens.lengths[i]) for i in rows)
@@ -71,7 +80,7 @@ def test_counts_are_those_of_the_sequence(prefix: str, contigs: dict[str, str]) 
 def test_every_window_spells_its_reference(prefix: str, contigs: dict[str, str]) -> None:
     """Both strands; together the windows are the documents, and no base is told twice."""
     dataset = Dataset(prefix)
-    assert {origin.strand for origin in dataset.origins or ()} == {"+", "-"}
+    assert {origin.strand for origin in origins(dataset)} == {"+", "-"}
     texts = [""] * len(dataset.tokens)
     num_windows = sum(-(-int(length) // 97) for length in dataset.tokens.lengths)
     for number in range(num_windows):
@@ -80,7 +89,7 @@ def test_every_window_spells_its_reference(prefix: str, contigs: dict[str, str])
         assert window.bases == spell(contigs, window.origin)
         assert len(window.ids) == min(97, dataset.tokens.lengths[window.document] - window.start)
         texts[window.document] += window.bases
-    assert texts == [spell(contigs, origin) for origin in dataset.origins or ()]
+    assert texts == [spell(contigs, origin) for origin in origins(dataset)]
     with pytest.raises(ValueError, match=rf"window \({num_windows}\) must be between 0 and"):
         dataset.window(num_windows, 97)
 
@@ -127,7 +136,12 @@ def test_shares_of_haplotypes_are_those_of_the_manifest(tmp_path: Path) -> None:
     assert sum(share.tokens for share in dataset.samples) == dataset.tokens.num_tokens
     assert dataset.contigs is not None
     assert dataset.contigs[0].tokens == dataset.tokens.num_tokens
-    document = next(n for n, origin in enumerate(dataset.origins or ()) if origin.sample)
+    located = origins(dataset)
+    stretches = [np.stack(found, 1) for found in dataset.stretches("20")]
+    assert len(stretches) == 5  # the contig and two haplotypes of two samples
+    expected = [[origin.start, origin.end] for origin in located]
+    assert np.concatenate(stretches).tolist() == expected
+    document = next(n for n, origin in enumerate(located) if origin.sample)
     done = run(f"{tmp_path}/p_train", "--document", str(document), "--length", "10")
     assert f"{dataset.samples[1].name} haplotype 1" in done.stdout.splitlines()[0]
     assert dataset.samples[1].name in run(f"{tmp_path}/p_train").stdout
@@ -185,6 +199,33 @@ def test_windows_of_haplotypes_are_the_reference_with_its_alleles(
     assert "".join(lines) == shown.bases
 
 
+def test_a_window_locates_itself_alone(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair may have a billion documents: to show one of its windows none else is looked at."""
+    original, located = DocumentCoordinates.locate, []
+
+    def locate(self: DocumentCoordinates, document: int, *bounds: Any) -> TokenIntervals:
+        located.append(document)
+        return original(self, document, *bounds)
+
+    monkeypatch.setattr(DocumentCoordinates, "locate", locate)
+    window = Dataset(prefix).window(70, 97)
+    assert located == [window.document]
+
+
+def test_a_place_is_found_without_a_copy_of_the_edits() -> None:
+    """Else a look at some thousand documents copies the edits of a chromosome as often."""
+    starts = np.arange(100_000, dtype=np.int64) * 100
+    edits = CoordinateMap(starts, np.full_like(starts, 3), np.full_like(starts, 1))
+    one = np.array([5_000_050])
+    edits.to_reference(one, one + 1)
+    tracemalloc.start()
+    edits.to_reference(one, one + 1)
+    edits.upper(one)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000  # a column has 800,000 bytes
+
+
 def test_pairs_without_manifest(tmp_path: Path) -> None:
     """Anyone's pair can be looked at with its tokenizer; special tokens spell nothing."""
     tokenizer = tmp_path / "t.json"
@@ -194,7 +235,7 @@ def test_pairs_without_manifest(tmp_path: Path) -> None:
     assert dataset.base_counts == {"A": 1, "C": 1, "G": 2, "T": 1, "N": 1}
     assert dataset.gc == pytest.approx(3 / 5)
     assert dataset.num_bases == 6
-    assert dataset.contigs is dataset.origins is None
+    assert dataset.contigs is dataset.origin(0) is None
     assert dataset.sources == []
     window = dataset.window(1, 3)
     assert (window.document, window.start, window.bases, window.origin) == (0, 3, "G", None)
@@ -240,8 +281,7 @@ def test_coverage() -> None:
     depth = np.zeros(1_001)
     for start, end in bounds:
         depth[start:end] += 1
-    origins = [Origin("a", int(start), int(end), "+") for start, end in bounds]
-    covered = measure_coverage(origins, 1_001, 100)
+    covered = measure_coverage(*bounds.T, 1_001, 100)
     want = [depth[start : min(start + 100, 1_001)].mean() for start in range(0, 1_001, 100)]
     assert covered == pytest.approx(np.array(want))
 

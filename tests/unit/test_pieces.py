@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import pysam
@@ -200,3 +201,14 @@ def test_a_border_that_is_no_join_is_not_taken(tokenizer_path: Path) -> None:
     ids += stitcher.add(tokenizer.encode(text[cut:]), Piece(cut, 400)).tolist()
     assert ids + stitcher.finish().tolist() == whole.tolist()
     assert calls
+
+
+def test_a_sequence_costs_no_table_of_the_vocabulary(kmer_paths: dict[int, Path]) -> None:
+    """Else the one thread that gives out short documents is busy with nothing but such tables."""
+    tokenizer = DnaTokenizer.from_file(kmer_paths[8])  # 65,000 ids: a table has 520,000 bytes
+    tracemalloc.start()
+    for _ in range(10):
+        Stitcher(tokenizer, lambda start, end: tokenizer.encode(""))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000

@@ -21,7 +21,6 @@ from megatron_dna.inference.scored_vcf import score_vcf
 from megatron_dna.inference.variants import OUTCOMES, Scorer, Scores, Variant
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
-from megatron_dna.tokenizer.pieces import token_spans
 from tests.unit.genome_files import EXAMPLE, reverse_complement
 from tests.unit.variant_files import needs_bcftools
 from tests.unit.variant_models import Oracle, save_model
@@ -188,7 +187,7 @@ def test_a_frame_shift_of_kmers_stays_near(models):
     draw = random.Random(1)
     left, right = ("".join(draw.choices("ACGT", k=900)).encode() for _ in range(2))
     change = Change(left, b"AC", b"ACC", right)
-    pair = tokenise(change, tokenizer, token_spans(tokenizer), 512)
+    pair = tokenise(change, tokenizer, tokenizer.token_spans, 512)
     assert pair is not None
     for tokens, allele in zip(pair, (b"AC", b"ACC"), strict=True):
         changed = tokenizer.decode(tokens.changed).encode()
