@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_dna.genome.corpus import SPLITS, Plan, Split, keep_new
 from megatron_dna.genome.duplicates import DuplicateWindows
@@ -290,17 +291,19 @@ class HaplotypeSource:
                     yield document
                 position += document.length
 
-    def describe(self, finished: Sequence[tuple[Split, int]]) -> dict[str, Any]:
+    def describe(
+        self, splits: npt.NDArray[np.int8], num_tokens: npt.NDArray[np.int64]
+    ) -> dict[str, Any]:
         """What the manifest says.
 
         Args:
-            finished: split and tokens of each document that was given out.
+            splits: int8 [documents], numbers of `SPLITS`, of each document that was given out.
+            num_tokens: int64 [documents], of each.
         """
         num_documents = self._written[:, :, 0].sum(axis=1)
         row_of = np.repeat(np.arange(len(self._rows)), num_documents)
-        split_of = np.array([SPLITS.index(split) for split, _ in finished], np.int8)
         tokens = np.zeros((len(self._rows), len(SPLITS)), np.int64)
-        np.add.at(tokens, (row_of, split_of), np.array([n for _, n in finished], np.int64))
+        np.add.at(tokens, (row_of, splits), num_tokens)
         rows = [
             row
             | {

@@ -131,7 +131,7 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
         with Output(options.output_prefix, splits, tokenizer.vocab_size, fingerprint) as output:
             _encode_all(groups, num_bases, store, tokenizer, options.workers, output)
             num_in_reference = len(plan.documents)
-            tokens = [count for _, count in output.finished[:num_in_reference]]
+            tokens = output.finished.tokens[:num_in_reference].tolist()
             manifest = {
                 "format": manifests.FORMAT,
                 "command": list(options.command),
@@ -141,8 +141,8 @@ def preprocess(options: PreprocessOptions) -> dict[str, Any]:
                 **manifests.describe(plan, tokens),
             }
             if source:
-                described = source.describe(output.finished[num_in_reference:])
-                manifests.add_haplotypes(manifest, described)
+                of_haplotypes = output.finished.rest(num_in_reference)
+                manifests.add_haplotypes(manifest, source.describe(*of_haplotypes))
             output.publish(manifest)
     return manifest
 

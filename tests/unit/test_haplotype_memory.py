@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from megatron_dna.data.haplotypes import HaplotypeOptions, HaplotypeSource
+from megatron_dna.data.output import Finished
 from megatron_dna.data.preprocess import PreprocessOptions, preprocess
 from megatron_dna.genome import variants
 from megatron_dna.genome.corpus import plan_documents, scan
@@ -129,3 +130,16 @@ def test_every_part_has_the_splits_of_its_documents(
             num_documents[split] += totals[split]["documents"]
     assert num_documents == {split: whole[split]["documents"] for split in num_documents}
     assert not list(options.output_prefix.parent.glob("*.partial"))
+
+
+def test_finished_documents_take_few_bytes() -> None:
+    """A shard writes tens of millions: a tuple of each would take gigabytes."""
+    tracemalloc.start()
+    finished = Finished()
+    for number in range(20_000):
+        finished.append("train" if number % 3 else "valid", 1_000 + number)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 12 * 20_000
+    splits, tokens = finished.rest(19_997)
+    assert (splits.tolist(), tokens.tolist()) == ([0, 1, 0], [20_997, 20_998, 20_999])
