@@ -34,7 +34,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from tokenizers import Tokenizer
 
 from megatron_dna.data.haplotypes import HaplotypeOptions
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.vcf import SampleChoice
 from megatron_dna.tokenizer.train import train_tokenizer
 

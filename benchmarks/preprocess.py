@@ -36,7 +36,8 @@ LONG_CONTIG = 1_000_000_000
 # Each prints JSON: CPU and wall seconds of the work alone, and the bases that were encoded.
 OURS = """
 import dataclasses
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 
 fasta, tokenizer, prefix, workers = sys.argv[1:]
 def work():

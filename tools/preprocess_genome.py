@@ -31,7 +31,8 @@ from megatron_dna.data.corpora import (
     write_blend,
 )
 from megatron_dna.data.haplotypes import HAPLOTYPE_KEYS, parse_haplotype_options
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 
 EXAMPLE = """\
 examples:

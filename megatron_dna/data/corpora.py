@@ -22,7 +22,8 @@ from megatron_dna.data.haplotypes import (
     parse_haplotype_options,
 )
 from megatron_dna.data.merge import merge_parts
-from megatron_dna.data.preprocess import PreprocessOptions, find_finished, preprocess
+from megatron_dna.data.options import PreprocessOptions, find_finished
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.regions import is_bed, read_unresolved
 from megatron_dna.tokenizer.train import Genome
 

@@ -14,8 +14,8 @@ import numpy as np
 from megatron_dna.data import manifest as manifests
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.document_writer import DocumentWriter
+from megatron_dna.data.options import PreprocessOptions, describe_options, describe_run
 from megatron_dna.data.output import publish
-from megatron_dna.data.preprocess import PreprocessOptions, describe_options, describe_run
 from megatron_dna.data.writer import IndexedWriter, document_lengths, dtype_of
 from megatron_dna.genome.corpus import SPLITS, Split
 from megatron_dna.tokenizer.bpe import DnaTokenizer

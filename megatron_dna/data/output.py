@@ -295,6 +295,8 @@ def _find_states(
     """The recorded states, if the files are as they say."""
     found = {}
     for split, path in bins.items():
+        if split not in recorded:
+            return None
         expected = _State(*recorded[split])
         if not path.exists() or path.stat().st_size < expected.size:
             return None

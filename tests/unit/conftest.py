@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from megatron_dna.data.haplotypes import HaplotypeOptions
-from megatron_dna.data.preprocess import PreprocessOptions
+from megatron_dna.data.options import PreprocessOptions
 from megatron_dna.tokenizer.train import train_tokenizer
 from tests.unit.genome_files import EXAMPLE, HOLDOUT
 from tests.unit.variant_files import (

@@ -24,7 +24,8 @@ from megatron_dna.data.corpora import (
     take_shard,
     write_blend,
 )
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from tests.unit.genome_files import ROOT, child_environment, files, run_tool
 from tests.unit.variant_files import Record, vcf_text
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from megatron_dna.data.corpora import Source, read_corpus
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.regions import Region, read_bed
 from tests.unit.genome_files import ROOT, files
 

@@ -14,7 +14,8 @@ import pytest
 
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.haplotypes import HaplotypeOptions
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.duplicates import find_cuts
 from tests.unit.genome_files import EXAMPLE, files, reverse_complement
 from tests.unit.test_preprocess_haplotypes import check_tokens, mers, own_edits, written

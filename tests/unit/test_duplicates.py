@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome import duplicates
 from megatron_dna.genome.duplicates import KMER, MAX_LENGTHS, DuplicateWindows, find_cuts
 from tests.unit.genome_files import EXAMPLE, files, read, reverse_complement

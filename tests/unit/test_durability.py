@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from tests.unit.genome_files import child_environment, files
 
 WATCHER = r"""
@@ -91,7 +92,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from megatron_dna.data import output
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 
 output.CHECKPOINT_BASES = 1
 prefix, tokenizer, *fastas = map(Path, sys.argv[1:])

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from megatron_dna.data.corpora import merge_corpus, preprocess_corpus, read_corpus
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.variants import VariantOptions, read_variants
 from megatron_dna.genome.vcf import open_vcf
 from tests.unit.genome_files import files, run_tool

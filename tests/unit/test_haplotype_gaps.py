@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome import haplotype_documents
 from megatron_dna.genome.haplotype_documents import plan_haplotype
 from megatron_dna.genome.sequence import find_stretches

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from megatron_dna.data.haplotypes import HaplotypeOptions, HaplotypeSource
+from megatron_dna.data.options import PreprocessOptions
 from megatron_dna.data.output import Finished
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome import variants
 from megatron_dna.genome.corpus import plan_documents, scan
 from megatron_dna.genome.store import SequenceStore

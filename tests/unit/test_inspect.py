@@ -21,8 +21,9 @@ from megatron_dna.data.coordinates import DocumentCoordinates, TokenIntervals
 from megatron_dna.data.haplotypes import HaplotypeOptions
 from megatron_dna.data.inspect import Dataset, Origin
 from megatron_dna.data.loader import build_loader
+from megatron_dna.data.options import PreprocessOptions
 from megatron_dna.data.pictures import measure_coverage, plot_dataset
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.coordinates import CoordinateMap
 from megatron_dna.genome.vcf import SampleChoice
 from megatron_dna.tokenizer.bpe import DnaTokenizer

@@ -12,7 +12,8 @@ import pysam
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from tests.unit.genome_files import (
     EXAMPLE,
     clean,

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from megatron_dna.data import output
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from tests.unit.data_files import write_tokenizer
 from tests.unit.genome_files import (
     EXAMPLE,
@@ -128,7 +129,8 @@ def test_a_letter_without_token_is_an_error(
 CRASH = """
 import os, signal, sys
 from pathlib import Path
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.data.writer import IndexedWriter
 
 name, calls, prefix, tokenizer, *fastas = sys.argv[1:]

@@ -16,7 +16,8 @@ import pytest
 
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.haplotypes import HaplotypeOptions
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.tokenizer.bpe import DnaTokenizer
 from tests.unit.genome_files import (
     EXAMPLE,

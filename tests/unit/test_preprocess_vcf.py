@@ -13,7 +13,8 @@ from megatron_dna.data import output
 from megatron_dna.data.coordinates import DocumentCoordinates
 from megatron_dna.data.corpora import merge_corpus, preprocess_corpus, read_corpus
 from megatron_dna.data.haplotypes import HaplotypeOptions, parse_haplotype_options
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.genome.corpus import Document
 from megatron_dna.genome.haplotype_documents import HaplotypeDocument
 from megatron_dna.genome.variants import VariantOptions

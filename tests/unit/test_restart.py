@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from megatron_dna.data import output
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 from megatron_dna.tokenizer.kmer import write_kmer_tokenizer
 from tests.unit.genome_files import KILLED, child_environment, files
 
@@ -24,7 +25,8 @@ SLOW = f"""{KILLED}
 import sys, time
 from pathlib import Path
 from megatron_dna.data import encode
-from megatron_dna.data.preprocess import PreprocessOptions, preprocess
+from megatron_dna.data.options import PreprocessOptions
+from megatron_dna.data.preprocess import preprocess
 
 pause, prefix, tokenizer, *fastas = sys.argv[1:]
 original = encode._encode

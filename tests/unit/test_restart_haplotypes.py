@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from megatron_dna.data.preprocess import PreprocessOptions
+from megatron_dna.data.options import PreprocessOptions
 from tests.unit.genome_files import KILLED, TOOL, child_environment, files
 from tests.unit.variant_files import VARIANT_HOLDOUT
 
