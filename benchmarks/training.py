@@ -1,6 +1,6 @@
 """The parts of a training run that cost time, each against what it is to beat. Prints JSON.
 
-    python benchmarks/training.py [--measure step] [--length L] [--vocab-size V]
+    python benchmarks/training.py [--measure step] [--batch-size B] [--length L] [--vocab-size V]
     python benchmarks/training.py --measure save [--folder DIR]
 
 `step`: a training step (forward, backward, clipping, AdamW) against `transformers`' ModernBERT with
@@ -96,6 +96,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--length", type=int, default=512, metavar="L", help="tokens a sample")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help="samples a step")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--global-attn-every-n-layers", type=int, default=1, metavar="N")
     parser.add_argument("--rounds", type=int, default=5)
@@ -113,8 +114,9 @@ def main() -> None:
         f"model.ffn_hidden_size={2 * args.hidden_size}",
         f"model.num_attention_heads={args.hidden_size // 64}",
         f"model.global_attn_every_n_layers={args.global_attn_every_n_layers}",
-        f"data.segment_size={args.length}", "train.precision=fp32", "train.micro_batch_size=1",
-        "train.global_batch_size=1", "parallel.platform=cpu", "checkpoint.keep_last=1",
+        f"data.segment_size={args.length}", "train.precision=fp32",
+        f"train.micro_batch_size={args.batch_size}", f"train.global_batch_size={args.batch_size}",
+        "parallel.platform=cpu", "checkpoint.keep_last=1",
         # One rank has nothing to share; gloo would copy all gradients and weights all the same.
         "parallel.use_distributed_optimizer=false",
     ])  # fmt: skip

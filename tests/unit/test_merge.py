@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_dna.data import corpora, manifest, preprocess
+from megatron_dna.data import corpora, manifest, options
 from megatron_dna.data.corpora import merge_corpus, preprocess_corpus, read_corpus
 from megatron_dna.data.writer import IndexedWriter
 from tests.unit.data_files import write_tokenizer
@@ -146,7 +146,7 @@ def test_a_merge_looks_at_each_input_once(
     for shard in range(1, 8):
         list(preprocess_corpus(sources, (shard, 7)))
     calls: dict[str, list[Any]] = {"sha256_of": [], "_cost": []}
-    for module, name in ((preprocess, "sha256_of"), (corpora, "_cost")):
+    for module, name in ((options, "sha256_of"), (corpora, "_cost")):
         original = getattr(module, name)
 
         def spy(value: Any, name: str = name, original: Any = original) -> Any:
