@@ -79,9 +79,10 @@ def test_more_of_anything_costs_more():
         assert plan.traffic[kind].bytes_sent == deaf.traffic[kind].bytes_sent
     faster = make_plan(_recipe("7b_rmt"), 256, GPUS["b200"], VOCAB)
     assert faster.step_s < plan.step_s
-    unsharded = make_plan(
-        _recipe("7b_rmt", "parallel.use_distributed_optimizer=false", "fp8.recipe=none",
-                "parallel.overlap_param_gather=false"), 256, H100, VOCAB)  # fmt: skip
+    unshared = ["parallel.use_distributed_optimizer=false", "fp8.recipe=none",
+                "parallel.overlap_param_gather=false"]  # fmt: skip
+    assert not make_plan(_recipe("7b", *unshared), 256, H100, VOCAB).fits  # 14 bytes a parameter
+    unsharded = make_plan(_recipe("7b_rmt", *unshared), 256, H100, VOCAB)
     assert unsharded.memory.optimizer == pytest.approx(32 * plan.memory.optimizer)
     assert unsharded.memory.total > plan.memory.total
     gathered, reduced = (one.traffic["gradients"].bytes_sent for one in (plan, unsharded))
