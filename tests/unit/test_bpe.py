@@ -7,7 +7,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -110,29 +109,24 @@ def write_spec(path: Path, merges: list[tuple[str, str]], letters: str = "ACGTN"
     return path
 
 
-def random_merges(rng: random.Random, num_merges: int, max_length: int) -> list[tuple[str, str]]:
-    """Merges of tokens that are there; some can never happen, some make a token twice."""
+def random_merges(
+    rng: random.Random, num_merges: int, max_length: int, num_parts: int | None = None
+) -> list[tuple[str, str]]:
+    """Merges of tokens that are there; some can never happen, some make a token twice.
+
+    Args:
+        num_parts: only so many tokens, the first ones, are merged with others.
+    """
     tokens = list("ACGTN")
     merges: dict[tuple[str, str], None] = {}
     while len(merges) < num_merges:
-        left = rng.choice(tokens)
-        right = left if rng.random() < 0.3 else rng.choice(tokens)
+        parts = tokens[:num_parts]
+        left = rng.choice(parts)
+        right = left if rng.random() < 0.3 else rng.choice(parts)
         if len(left + right) <= max_length and (left, right) not in merges:
             merges[left, right] = None
             tokens.append(left + right)
     return list(merges)
-
-
-def borders(rng: random.Random, merges: list[tuple[str, str]]) -> Iterator[str]:
-    """Two tokens side by side, such that some merge could join the end of one to the other."""
-    ending: dict[str, list[str]] = {}
-    starting: dict[str, list[str]] = {}
-    for left, right in merges:
-        ending.setdefault(right, [right]).append(left + right)
-        starting.setdefault(left, [left]).append(left + right)
-    for left, right in merges:
-        for _ in range(4):
-            yield rng.choice(ending.get(left, [left])) + rng.choice(starting.get(right, [right]))
 
 
 FRAGMENTS = st.one_of(
@@ -208,35 +202,6 @@ def test_any_possible_merge_list(
         raise
     for repeat in (text, text[:5] * 12, "".join(rng.choices("AC", k=80))):
         pair.check(repeat)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_large_random_merge_lists(tmp_path: Path, seed: int) -> None:
-    """Enough tokens for the tables of late merges, and tokens up to the tables' 64 bases."""
-    rng = random.Random(seed)
-    merges = random_merges(rng, 6000, 64)
-    pair = Pair(write_spec(tmp_path / "random.json", merges))
-    assert pair.ours.token_lengths.max() > 40
-    tokens = sorted(pair.theirs.get_vocab())
-    texts = ["".join(rng.choices("ACGT", k=2000)) for _ in range(50)]
-    texts += ["".join(t for t in rng.choices(tokens, k=200) if t.isalpha()) for _ in range(100)]
-    texts += [token * rng.randrange(2, 9) for token in tokens if token.isalpha()]
-    meeting = list(borders(rng, merges))
-    texts += meeting
-    # Long enough to be encoded in lanes, which check the pairs in a loop of their own.
-    texts += ["".join(meeting[i : i + 100]) for i in range(0, len(meeting), 100)]
-    for text in texts:
-        pair.check(text)
-
-
-def test_tokens_too_long_for_the_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The plain way gives the same ids, and says that it is slower."""
-    merges = [("A" * 2**i, "A" * 2**i) for i in range(7)] + [("C", "A" * 64), ("N", "C")]
-    pair = Pair(write_spec(tmp_path / "long.json", merges))
-    assert "slower" in caplog.text
-    rng = random.Random(0)
-    for _ in range(200):
-        pair.check("".join(letter * rng.randrange(140) for letter in rng.choices("AACGN", k=6)))
 
 
 def test_time_is_linear(pair: Pair, chr20: str) -> None:
