@@ -116,7 +116,7 @@ def _read_part(part: PreprocessOptions, head: Mapping[str, Any]) -> dict[str, An
         raise ValueError(f"{path} is not there: run its shard, then --merge again")
     manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for key, value in head.items():
-        if manifest[key] != json.loads(json.dumps(value)):
+        if manifest.get(key) != json.loads(json.dumps(value)):
             raise ValueError(
                 f"{path}: {key} is not what it is now; run its shard again, or undo the change"
             )

@@ -84,6 +84,8 @@ def transformer_config(config: Config, layer_spec: str = "local") -> Transformer
         bf16=train.precision == "bf16",
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        # torch waits for batched transfers itself (pytorch/pytorch#82450): the host need not.
+        batch_p2p_sync=False,
         recompute_granularity=train.recompute_granularity,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
