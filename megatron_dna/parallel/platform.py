@@ -182,6 +182,14 @@ def _inert_context(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
 
 
+def _scale(
+    chunk_size: int, noop_flag: torch.Tensor, tensors: list[list[torch.Tensor]], factor: float
+) -> None:
+    """The second list becomes the first times `factor`; Megatron-Core's own makes copies first."""
+    for source, target in zip(*tensors, strict=True):
+        torch.mul(source, factor, out=target)
+
+
 class _CpuStandIn:
     """Redirects the CUDA calls of Megatron-Core (0.16 to 0.19) for the life of the process."""
 
@@ -234,7 +242,6 @@ class _CpuStandIn:
         from megatron.core.utils import (
             local_multi_tensor_applier,
             local_multi_tensor_l2_norm,
-            local_multi_tensor_scale,
         )
 
         optimizer.SGD = torch.optim.SGD
@@ -245,4 +252,4 @@ class _CpuStandIn:
         clip_grads.multi_tensor_scale_tensor_impl = None  # of 0.19
         for module in (clip_grads, mixed_precision):
             module.multi_tensor_applier = local_multi_tensor_applier
-            module.multi_tensor_scale_impl = local_multi_tensor_scale
+            module.multi_tensor_scale_impl = _scale
