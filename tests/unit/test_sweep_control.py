@@ -31,57 +31,9 @@ from megatron_dna.sweep.spec import Sweep, read_sweep
 from megatron_dna.sweep.store import TrialStore, load_study
 from megatron_dna.training.signals import StopRequest
 from tests.unit.data_files import write_pair, write_tokenizer
+from tests.unit.sweep_runs import METRIC, Killed, LateRuns, Runs
 
-METRIC = "valid/bits_per_base"
 GRID = {"optimizer.lr": {"values": [1e-3, 2e-3, 3e-3, 4e-3]}}
-
-
-class Killed(BaseException):
-    """The sweep's process was killed here."""
-
-
-class Runs:
-    """A runner of stand-ins: each start writes metrics up to the end, or to what `plan` says.
-
-    Attributes:
-        started: folders, in order.
-        plan: what happens in a folder at each start: an exit status, or Killed.
-    """
-
-    poll_s = 0.0
-
-    def __init__(self, **plan: list[Any]) -> None:
-        self.started: list[str] = []
-        self.stopped: list[str] = []
-        self.plan = plan
-        self._ended: dict[Path, int] = {}
-
-    def start(self, folder: Path) -> None:
-        config = load_config(folder / "trial.yaml")
-        assert Path(config.train.output_dir) == folder
-        self.started.append(folder.name)
-        outcome = self.plan.get(folder.name, [0])
-        status = outcome.pop(0) if len(outcome) > 1 else outcome[0]
-        last = config.train.train_iters if status == 0 else 2
-        records = [
-            {"iteration": i, METRIC: 1e3 * config.optimizer.lr + 1 / i,
-             "train/consumed_tokens": 100 * i}
-            for i in range(1, last + 1)
-        ]  # fmt: skip
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        if status is Killed:
-            raise Killed
-        self._ended[folder] = status
-
-    def poll(self) -> dict[Path, int]:
-        ended, self._ended = self._ended, {}
-        return ended
-
-    def stop(self, folder: Path) -> None:
-        self.stopped.append(folder.name)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -258,6 +210,21 @@ def test_worse_than_the_median_ends_early(make_sweep: Callable[..., Sweep]) -> N
     pruned = _trials(sweep)[3]
     assert pruned.user_attrs["pruned_at"] == 2
     assert pruned.intermediate_values == {1: 5.0, 2: 4.5}
+
+
+def test_a_last_evaluation_is_not_lost(make_sweep: Callable[..., Sweep]) -> None:
+    """It may be written between two looks, just before its run ends."""
+    sweep = make_sweep()
+    assert _run(sweep, LateRuns())
+    assert [t.values for t in _trials(sweep)] == [[1.25], [2.25], [3.25], [4.25]]
+
+
+def test_a_trial_that_has_all_its_steps_is_complete(make_sweep: Callable[..., Sweep]) -> None:
+    """However bad it is: there is nothing left to end early."""
+    sweep, runs = make_sweep(pruner={"startup_trials": 1, "warmup_iters": 4}), Runs()
+    assert _run(sweep, runs)
+    assert _states(sweep) == ["COMPLETE"] * 4
+    assert not runs.stopped
 
 
 def test_objectives(make_sweep: Callable[..., Sweep], tmp_path: Path) -> None:
