@@ -204,6 +204,14 @@ def test_any_possible_merge_list(
         pair.check(repeat)
 
 
+def test_every_letter_at_every_place(pair: Pair) -> None:
+    """Letters are looked at eight at a time: one that is no base must be seen at each place."""
+    bases = "ACGTTGCAACGTTGCAACG"
+    for letter in [*map(chr, range(128)), *"éÁÄćŁŃ\u2003"]:
+        for at in range(len(bases)):
+            pair.check(bases[:at] + letter + bases[at:])
+
+
 def test_time_is_linear(pair: Pair, chr20: str) -> None:
     """A quadratic or n log n step, or backtracking without bound, would stall on whole contigs."""
 
