@@ -212,12 +212,8 @@ class Controller:
                 self._restart(active)
 
     def _restart(self, active: Active) -> None:
+        self._runner.start(active.folder)
         self._active[active.folder] = active
-        try:
-            self._runner.start(active.folder)
-        except OSError:
-            del self._active[active.folder]
-            raise
 
     def _fail(self, active: Active, reason: str) -> None:
         logger.warning("%s: failed, %s", active.folder.name, reason)
@@ -230,7 +226,7 @@ def last_error(folder: Path) -> str:
     for path in reversed(logs):
         if path.is_file():
             lines = path.read_text(errors="replace").splitlines()
-            errors = [line for line in lines if line.startswith("error")]
+            errors = [line for line in lines if line.startswith(("error:", "error ("))]
             if errors:
                 return f"{errors[-1]} ({path})"
     return f"see the logs in {folder}"

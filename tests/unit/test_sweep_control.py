@@ -24,7 +24,7 @@ from sqlalchemy.engine import Engine
 
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.sweep import report
-from megatron_dna.sweep.control import Controller, TrialError
+from megatron_dna.sweep.control import Controller, TrialError, last_error
 from megatron_dna.sweep.runners import CANCELLED, LocalRunner, Slot, divide, parse_numbers
 from megatron_dna.sweep.space import Choice, Value
 from megatron_dna.sweep.spec import Sweep, read_sweep
@@ -225,6 +225,19 @@ def test_a_trial_that_has_all_its_steps_is_complete(make_sweep: Callable[..., Sw
     assert _run(sweep, runs)
     assert _states(sweep) == ["COMPLETE"] * 4
     assert not runs.stopped
+
+
+def test_the_newest_error_is_told(tmp_path: Path) -> None:
+    """Logs of a run that was started again have those of its first start before it."""
+    assert last_error(tmp_path) == f"see the logs in {tmp_path}"
+    (tmp_path / "run.log").write_text("error: first\nfine\nerror: second\nerrors: none\nfine\n")
+    assert last_error(tmp_path) == f"error: second ({tmp_path}/run.log)"
+    (tmp_path / "logs").mkdir()
+    for age, name in enumerate(("b", "a")):
+        path = tmp_path / "logs" / f"{name}.log"
+        path.write_text(f"error: of {name}\n")
+        os.utime(path, (100 - age, 100 - age))
+    assert last_error(tmp_path) == f"error: of b ({tmp_path}/logs/b.log)"
 
 
 def test_objectives(make_sweep: Callable[..., Sweep], tmp_path: Path) -> None:
