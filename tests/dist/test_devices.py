@@ -34,8 +34,16 @@ struct Pretended : CUDAHooksInterface {
   DeviceIndex current_device() const override { return 0; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   DeviceIndex deviceCount() const override { return 1; }
+  long versionRuntimeCuDNN() const override { return 91900; }
 };
-C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, Pretended)
+// Before that of a torch that is built for CUDA.
+static const bool is_registered = [] {
+  const auto create = [](CUDAHooksArgs args) -> std::unique_ptr<CUDAHooksInterface> {
+    return std::make_unique<Pretended>(args);
+  };
+  CUDAHooksRegistry()->Register("CUDAHooks", create, c10::REGISTRY_PREFERRED);
+  return true;
+}();
 }  // namespace at
 
 static c10::impl::FakeGuardImpl<c10::DeviceType::CUDA> guard;
@@ -55,8 +63,8 @@ TENSOR, SEQUENCE, PIPELINE, CONTEXT = (
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if torch.version.cuda is not None:
-        pytest.skip("this torch is built for CUDA, and asks the driver; tests/gpu runs on a GPU")
+    if torch.cuda.device_count():
+        pytest.skip("there is a GPU: run `make test-gpu`")
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler (apt-get install g++)")
     folder, root = tmp_path_factory.mktemp("pretended"), Path(torch.__file__).parent
@@ -80,7 +88,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_step_stays_on_the_device(
     library: Path, rank: int, world_size: int, num_segments: int, overrides: list[str]
 ) -> None:
-    """One wait when all gradients are there, one for the sums, one for the norm: as Megatron-LM."""
+    """One wait for the sums and one for the norm; Megatron-Core 0.16 has one between them."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.dist.pretended_cuda"),
@@ -94,9 +102,12 @@ def test_a_step_stays_on_the_device(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["train"][0] == "finalize_model_grads":  # all gradients are there
+        del found["train"][0]
+    assert found == {
         "devices": ["cuda:0"],
-        "train": ["finalize_model_grads", "run_step"],
+        "train": ["run_step"],
         "update": ["get_grad_norm_fp32"],
         "evaluate": ["run_step"],
     }
