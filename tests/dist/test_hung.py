@@ -59,6 +59,7 @@ def test_a_hung_rank_is_named_with_its_stack_and_the_run_resumes(tmp_path: Path)
     assert "made no progress for 20 s while in iteration 7" in found
     stack = run.log[run.log.index(found) :]
     assert "in wait_for_a_disk_that_is_gone" in stack[:3000]
+    assert "(exitcode: 70)" in stack
     assert "resumed from" in stack
     records = read_records(tmp_path / "run" / "metrics.jsonl")
     assert [record["iteration"] for record in records] == list(range(1, 11))
