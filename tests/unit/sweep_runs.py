@@ -21,6 +21,7 @@ class Runs:
     Attributes:
         started: folders, in order.
         plan: what happens in a folder at each start: an exit status, or Killed.
+        is_closed: whether the sweep has said that it ends.
     """
 
     poll_s = 0.0
@@ -29,6 +30,7 @@ class Runs:
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.plan = plan
+        self.is_closed = False
         self._ended: dict[Path, int] = {}
 
     def start(self, folder: Path) -> None:
@@ -56,7 +58,7 @@ class Runs:
         self.stopped.append(folder.name)
 
     def close(self) -> None:
-        pass
+        self.is_closed = True
 
 
 class LateRuns(Runs):

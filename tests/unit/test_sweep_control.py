@@ -174,9 +174,10 @@ def test_what_the_end_of_a_run_means(make_sweep: Callable[..., Sweep]) -> None:
 
 def test_a_refused_run_ends_the_sweep(make_sweep: Callable[..., Sweep]) -> None:
     """Status 2 is what all trials have in common, such as a damaged file: it is put right first."""
-    sweep = make_sweep()
+    sweep, runs = make_sweep(), Runs(trial_0001=[2])
     with pytest.raises(TrialError, match="trial_0001 was refused"):
-        _run(sweep, Runs(trial_0001=[2]))
+        _run(sweep, runs)
+    assert runs.is_closed
     assert _states(sweep) == ["COMPLETE", "RUNNING", "WAITING", "WAITING"]
     assert _run(sweep, Runs())
     assert _states(sweep) == ["COMPLETE"] * 4
