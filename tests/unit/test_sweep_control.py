@@ -353,6 +353,22 @@ def test_shares() -> None:
         divide(2, cores=[0, 1, 2])
 
 
+@pytest.mark.parametrize(
+    ("metric", "order"), [("valid/loss", [0, 2, 1]), ("valid/accuracy", [1, 2, 0])]
+)
+def test_the_best_trial_is_the_first_row(
+    make_sweep: Callable[..., Sweep], metric: str, order: list[int]
+) -> None:
+    store = TrialStore(make_sweep(objective={"metric": metric}))
+    for value in (0.1, 0.3, 0.2):
+        trial = store.begin()
+        assert trial is not None
+        store.values(trial)
+        store.report(trial, 4, value, 400)
+        store.complete(trial)
+    assert [trial.number for trial in report.ranked(store.study)] == order
+
+
 def test_reports_need_the_database_only(make_sweep: Callable[..., Sweep], tmp_path: Path) -> None:
     """The table has the best first; the parameter that decides is the important one."""
     parameters = {"train.seed": {"values": [1, 2]}, **GRID}

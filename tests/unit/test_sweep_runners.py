@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from megatron_dna.sweep.runners import CANCELLED, CRASHED, LocalRunner, Slot, SlurmRunner
+from tests.dist.whole_runs import is_alive, wait_for
 from tests.unit.genome_files import child_environment
 
 PROGRAM = """#!/bin/sh
@@ -121,8 +121,7 @@ def _start(folder: Path, script: str) -> LocalRunner:
 def test_a_trial_that_was_killed_has_crashed(tmp_path: Path) -> None:
     """Not refused, nor done: it is started once more."""
     runner, ended = _start(tmp_path, "kill -9 $$"), dict[Path, int]()
-    while not ended:
-        ended = runner.poll()
+    wait_for(lambda: ended.update(runner.poll()) or ended)
     assert ended == {tmp_path: CRASHED}
 
 
@@ -131,8 +130,7 @@ def test_trials_have_saved_before_their_sweep_ends(tmp_path: Path) -> None:
     runner = _start(
         tmp_path, "trap 'sleep 0.3; touch saved; exit' TERM; touch ready; sleep 9 & wait"
     )
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "ready").exists)
     runner.close()
     assert (tmp_path / "saved").exists()
 
@@ -140,8 +138,7 @@ def test_trials_have_saved_before_their_sweep_ends(tmp_path: Path) -> None:
 def test_what_the_keyboard_says_is_for_the_sweep(tmp_path: Path) -> None:
     """A trial in the sweep's session would be interrupted beside it, and end without saving."""
     runner = _start(tmp_path, "echo $(ps -o sid= -p $$) $$ > session")
-    while not runner.poll():
-        time.sleep(0.01)
+    wait_for(runner.poll)
     session, process = (tmp_path / "session").read_text().split()
     assert session == process
 
@@ -162,13 +159,9 @@ def test_trials_die_with_their_sweep(tmp_path: Path) -> None:
         [sys.executable, "-c", PARENT, str(tmp_path)], env=child_environment()
     )
     path = tmp_path / "pid"
-    while not (path.exists() and path.read_text().endswith("\n")):
-        time.sleep(0.01)
-    child = Path(f"/proc/{path.read_text().strip()}/stat")
-    assert child.exists()
+    wait_for(lambda: path.exists() and path.read_text().endswith("\n"))
+    child = int(path.read_text())
+    assert is_alive(child)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
-    while child.exists() and child.read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline, "it lives on"
-        time.sleep(0.01)
+    wait_for(lambda: not is_alive(child))
