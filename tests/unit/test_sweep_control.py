@@ -25,7 +25,7 @@ from sqlalchemy.engine import Engine
 from megatron_dna.config import ConfigError, load_config
 from megatron_dna.sweep import report
 from megatron_dna.sweep.control import Controller, TrialError, last_error
-from megatron_dna.sweep.runners import CANCELLED, LocalRunner, Slot, divide, parse_numbers
+from megatron_dna.sweep.runners import CANCELLED, LocalRunner, Slot
 from megatron_dna.sweep.space import Choice, Value
 from megatron_dna.sweep.spec import Sweep, read_sweep
 from megatron_dna.sweep.store import TrialStore, load_study
@@ -152,6 +152,16 @@ def test_sampling_does_not_depend_on_interruptions(
     shutil.rmtree(sweep.folder)
     _run(more, Runs())
     assert result == _result(more)
+
+
+def test_parameters_are_drawn_apart(make_sweep: Callable[..., Sweep]) -> None:
+    """One stream for all of a trial would look along a diagonal of the space only."""
+    names = ("optimizer.lr", "optimizer.weight_decay")
+    space = {name: {"low": 0.0, "high": 1.0} for name in names}
+    sweep = make_sweep(space, sampler="random", trials=3)
+    store = TrialStore(sweep)
+    for trial in filter(None, (store.begin() for _ in range(3))):
+        assert len(set(store.values(trial).values())) == 2
 
 
 def test_what_the_end_of_a_run_means(make_sweep: Callable[..., Sweep]) -> None:
@@ -340,17 +350,6 @@ def test_child_processes(make_sweep: Callable[..., Sweep], tmp_path: Path) -> No
     assert [start["cores"] for start in starts] == [[core]] * 4
     assert {start["gpus"] for start in starts[:2]} == {"0,1", "2,3"}
     assert len(list(sweep.folder.glob("*/start_1"))) == 2
-
-
-def test_shares() -> None:
-    assert parse_numbers("--gpus", "0-2,7") == [0, 1, 2, 7]
-    assert divide(2, gpus=[0, 1, 2, 7]) == [Slot(None, (0, 1)), Slot(None, (2, 7))]
-    assert divide(2) == [Slot(), Slot()]
-    for text in ("", "0-", "a", "0,0"):
-        with pytest.raises(ValueError, match="--gpus"):
-            parse_numbers("--gpus", text)
-    with pytest.raises(ValueError, match=r"--cores \(3 of them\) must be a multiple of --jobs"):
-        divide(2, cores=[0, 1, 2])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_dna.sweep.runners import CANCELLED, CRASHED, LocalRunner, Slot, SlurmRunner
+from megatron_dna.sweep.runners import (
+    CANCELLED,
+    CRASHED,
+    LocalRunner,
+    Slot,
+    SlurmRunner,
+    divide,
+    parse_numbers,
+)
 from tests.dist.whole_runs import is_alive, wait_for
 from tests.unit.genome_files import child_environment
 
@@ -165,3 +173,14 @@ def test_trials_die_with_their_sweep(tmp_path: Path) -> None:
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_for(lambda: not is_alive(child))
+
+
+def test_shares() -> None:
+    assert parse_numbers("--gpus", "0-2,7") == [0, 1, 2, 7]
+    assert divide(2, gpus=[0, 1, 2, 7]) == [Slot(None, (0, 1)), Slot(None, (2, 7))]
+    assert divide(2) == [Slot(), Slot()]
+    for text in ("", "0-", "a", "0,0"):
+        with pytest.raises(ValueError, match="--gpus"):
+            parse_numbers("--gpus", text)
+    with pytest.raises(ValueError, match=r"--cores \(3 of them\) must be a multiple of --jobs"):
+        divide(2, cores=[0, 1, 2])
