@@ -67,6 +67,34 @@ test-latest: setup  ## Unit and rank tests on Python 3.12 with the newest Megatr
 			VENV=.venv-latest PYTHON="$(LATEST_PYTHON)" PYTEST_ARGS="tests/unit tests/dist $(PYTEST_ARGS)"; \
 	fi
 
+# Transformer Engine's Python part alone, of the version that pairs with the environment's Megatron-Core.
+# Its wheel has no binaries and needs no CUDA: tests/transformer_engine puts torch in their place.
+TE_VERSION ?= 2.12.0
+TE_TESTS ?= $(addprefix tests/dist/test_,gradient_parity.py memory_parity.py fused_adam.py \
+	resume.py::test_resumed_run_equals_unbroken_run)
+TE_PYTHON := build/transformer-engine-$(TE_VERSION)
+
+$(TE_PYTHON): | setup
+	@mkdir -p build && rm -rf $@ $@.part
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -q --no-deps --target $@.part \
+		transformer-engine==$(TE_VERSION)
+	@mv $@.part $@
+
+.PHONY: test-transformer-engine
+test-transformer-engine: $(TE_PYTHON)  ## Transformer Engine's layers on the CPU, kernels in plain torch
+	PYTHONPATH="$(CURDIR)/$(TE_PYTHON):$(CURDIR)/tests/transformer_engine/site:$(CURDIR)" \
+		$(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile tests/transformer_engine \
+		$(TE_TESTS) $(PYTEST_ARGS)
+
+.PHONY: test-transformer-engine-latest
+test-transformer-engine-latest: setup  ## The same with what pairs with the newest Megatron-Core
+	@if [ -z "$(LATEST_PYTHON)" ]; then echo \
+		"$@: no Python 3.12 on PATH or in pyenv: nothing was tested (LATEST_PYTHON names one)"; \
+	else \
+		$(MAKE) --no-print-directory test-transformer-engine VENV=.venv-latest \
+			PYTHON="$(LATEST_PYTHON)" TE_VERSION=2.17.1 TE_TESTS=tests/dist/test_fused_adam.py; \
+	fi
+
 # An interpreter that has CUDA's torch, Transformer Engine and all else, where `make setup` cannot
 # install it (a machine without network); otherwise that of `make setup`.
 GPU_PYTHON ?=

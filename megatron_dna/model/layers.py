@@ -29,6 +29,11 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_dna.config import Config, ConfigError, ModelConfig
+from megatron_dna.model.attention_kernels import (
+    Attention,
+    mask_type_of_full_windows,
+    nothing_hidden,
+)
 from megatron_dna.model.context import gather_parts
 
 
@@ -105,9 +110,10 @@ def rotary_angles(model: ModelConfig, seq_length: int, device: torch.device) -> 
 class EncoderSelfAttention(SelfAttention):
     """Megatron-Core's self-attention: a RoPE base per layer type, and no mask where none is due."""
 
-    def __init__(self, *args: Any, is_local: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, half_width: int | None, **kwargs: Any) -> None:
+        """`half_width`: tokens seen to each side, None for all."""
         super().__init__(*args, **kwargs)
-        self.is_local = is_local
+        self.half_width = half_width
 
     def forward(
         self,
@@ -128,16 +134,37 @@ class EncoderSelfAttention(SelfAttention):
         Returns:
             Output [seq, micro_batch, hidden] and the (absent) bias, to be added by the caller.
         """
-        # Windows are full but for short documents: `no_mask` is Transformer Engine's fast path.
-        full = attention_mask is None
-        self.attn_mask_type = AttnMaskType.no_mask if full else AttnMaskType.padding
+        self.attn_mask_type = AttnMaskType.padding
+        if attention_mask is None:  # as everywhere but in short documents
+            self.attn_mask_type, attention_mask = self.mask_of_full_windows(hidden_states)
         output: tuple[Tensor, Tensor] = super().forward(
             hidden_states,
             attention_mask,
-            rotary_pos_emb=rotary_pos_emb[int(self.is_local)],
+            rotary_pos_emb=rotary_pos_emb[int(self.half_width is not None)],
             **kwargs,
         )
         return output
+
+    def mask_of_full_windows(self, hidden_states: Tensor) -> tuple[AttnMaskType, Tensor | None]:
+        """Type and, where the fast kernel wants one, mask."""
+        if isinstance(self.core_attention, LocalCoreAttention):
+            return AttnMaskType.no_mask, None
+        seq_length, micro_batch, _ = hidden_states.shape
+        if self.config.sequence_parallel:
+            seq_length *= self.config.tensor_model_parallel_size
+        attention = Attention(
+            hidden_states.dtype,
+            micro_batch,
+            self.num_attention_heads_per_partition,
+            self.hidden_size_per_attention_head,
+            seq_length,
+            self.half_width,
+            self.training,
+        )
+        mask_type = mask_type_of_full_windows(attention)
+        if mask_type is AttnMaskType.no_mask:
+            return mask_type, None
+        return mask_type, nothing_hidden(micro_batch, seq_length, hidden_states.device)
 
 
 @lru_cache(maxsize=8)
@@ -278,7 +305,7 @@ def _layer(
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 module=EncoderSelfAttention,
-                params={"is_local": is_local_layer(model, layer)},
+                params={"half_width": _half_width(model, layer)},
                 submodules=attention,
             ),
             self_attn_bda=get_bias_dropout_add,

@@ -43,7 +43,7 @@ def check_accelerator(
         return
     if config.fp8.is_on:
         _check_fp8(config.fp8.recipe, found)
-    _check_attention(config, found, environment)
+    _check_attention(environment)
 
 
 def _check_fp8(recipe: str, found: Accelerator) -> None:
@@ -61,21 +61,13 @@ def _check_fp8(recipe: str, found: Accelerator) -> None:
         )
 
 
-def _check_attention(config: Config, found: Accelerator, environment: Mapping[str, str]) -> None:
+def _check_attention(environment: Mapping[str, str]) -> None:
     for name in _ATTENTION_SWITCHES:
         if environment.get(name, "1") != "1":
             raise ConfigError(
                 f"{name} ({environment[name]}) must not be off: Megatron-Core chooses among all "
                 f"kernels; unset {name}"
             )
-    every = config.model.global_attn_every_n_layers
-    if every > 1 and found.flash_attention < (2, 3) and found.cudnn < 90600:
-        raise ConfigError(
-            f"model.global_attn_every_n_layers ({every}) makes layers with a window to both sides, "
-            "which Transformer Engine computes with flash-attn 2.3 or cuDNN 9.6 or above, here are "
-            f"{'.'.join(map(str, found.flash_attention))} and cuDNN {found.cudnn}; install one, or "
-            "set model.layer_spec to local"
-        )
 
 
 def start_tp_overlap(config: Config) -> None:

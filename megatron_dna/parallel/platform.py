@@ -85,32 +85,16 @@ class Accelerator:
     """Compute capability: (9, 0) is Hopper, (10, 0) and above Blackwell."""
     cuda: tuple[int, ...] = (0, 0)
     """Version that torch was built with."""
-    cudnn: int = 0
-    """As cuDNN counts: 90600 is 9.6.0."""
-    flash_attention: tuple[int, ...] = (0, 0)
-    """Version of flash-attn."""
 
 
 def find_accelerator(platform: Platform) -> Accelerator:
     """What is there; nothing on a CPU platform."""
     if not platform.is_cuda:
         return Accelerator()
-    # FlashAttention 3 is a package of its own.
-    names = ("flash-attn-3", "flash-attn")
-    found = [_version(name) for name in names if importlib.util.find_spec(name.replace("-", "_"))]
     return Accelerator(
         capability=torch.cuda.get_device_capability(platform.device),
         cuda=_numbers(torch.version.cuda or "0.0"),
-        cudnn=torch.backends.cudnn.version() or 0,
-        flash_attention=max(found, default=(0, 0)),
     )
-
-
-def _version(package: str) -> tuple[int, ...]:
-    try:
-        return _numbers(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return (0, 0)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_dna.config import Config, ConfigError
 from megatron_dna.data.vocabulary import Vocabulary, open_vocabulary
+from megatron_dna.model.attention_kernels import check_attention
 from megatron_dna.model.encoder import build_model
 from megatron_dna.model.layers import choose_layer_spec
 from megatron_dna.parallel import topology
@@ -97,6 +98,7 @@ def open_session(config: Config) -> Session:
     platform = setup_platform(config.parallel.platform)
     layer_spec = choose_layer_spec(config.model.layer_spec, platform.is_cuda)
     check_accelerator(config, layer_spec, find_accelerator(platform))
+    attention = check_attention(config, layer_spec)
     setup_logging(config.logging.level, int(os.environ.get("RANK", "0")))
     place = topology.initialize(config, platform)
     start_tp_overlap(config)
@@ -111,7 +113,7 @@ def open_session(config: Config) -> Session:
         wrapped,
         GradientClock(wrapped, platform),
     )
-    _log_choices(session, layer_spec)
+    _log_choices(session, layer_spec, attention)
     return session
 
 
@@ -137,7 +139,7 @@ def count_parameters(session: Session) -> int:
     return round(topology.sum_over_world(total).item())
 
 
-def _log_choices(session: Session, layer_spec: str) -> None:
+def _log_choices(session: Session, layer_spec: str, attention: str) -> None:
     """Say what was chosen, so that nothing falls back in silence."""
     config, place = session.config, session.place
     logger.info(
@@ -147,6 +149,8 @@ def _log_choices(session: Session, layer_spec: str) -> None:
     )  # fmt: skip
     libraries = ", ".join(f"{name} {state}" for name, state in accelerator_libraries().items())
     logger.info("layers: %s in %s; %s", layer_spec, config.layer_precision, libraries)
+    if attention:
+        logger.info("attention kernels: %s", attention)
     logger.info(
         "layout: TP %d%s x CP %d x PP %d x DP %d; micro-batch %d, %d of them a step on each DP "
         "rank",

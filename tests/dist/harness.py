@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from typing import Any
 # A fork server imports the slow modules once; every rank is then a cheap fork of it.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.dist.preload"])
+
+_HAS_TRANSFORMER_ENGINE = "tests.transformer_engine.standin" in sys.modules
+LAYER_SPEC = "transformer_engine" if _HAS_TRANSFORMER_ENGINE else "local"
+"""What the layers of models under test are; `make test-transformer-engine` has the former."""
 
 
 def run_ranks(

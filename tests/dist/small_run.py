@@ -19,6 +19,7 @@ from megatron_dna.parallel.step import run_step
 from megatron_dna.parallel.topology import Topology
 from megatron_dna.parallel.wrap import wrap_model
 from megatron_dna.training.optimizer import build_optimizer, build_scheduler
+from tests.dist.harness import LAYER_SPEC
 
 VOCAB = 90
 SHAPE = [
@@ -93,7 +94,7 @@ class SmallRun:
         """Build them at the layout that `overrides` ask for."""
         config = load_config(None, SHAPE + overrides)
         place = topology.initialize(config, setup_platform("cpu"))
-        model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+        model = build_model(config, VOCAB, place.groups, LAYER_SPEC, torch.device("cpu"))
         wrapped = wrap_model(model, config.parallel)
         optimizer = build_optimizer(config, wrapped)
         return cls(config, place, wrapped, optimizer, build_scheduler(config, optimizer))

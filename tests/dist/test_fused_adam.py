@@ -1,4 +1,7 @@
-"""Adam as Transformer Engine and Apex write it: its step is one number in each parameter group."""
+"""Adam as Transformer Engine and Apex write it: its step is one number in each parameter group.
+
+`make test-transformer-engine` runs this with Transformer Engine's own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from megatron_dna.checkpoint.sharded import load_checkpoint
 from megatron_dna.checkpoint.state import TrainState
 from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.training.optimizer import describe_optimizer
-from tests.dist.harness import run_ranks
+from tests.dist.harness import LAYER_SPEC, run_ranks
 from tests.dist.small_run import BF16, PLAIN, SmallRun
 
 
@@ -53,6 +56,8 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 FusedAdam.__module__ = "transformer_engine.pytorch.optimizers.fused_adam"
+if LAYER_SPEC == "transformer_engine":
+    from transformer_engine.pytorch.optimizers import FusedAdam  # type: ignore[no-redef]
 
 
 def _start(overrides: list[str]) -> SmallRun:

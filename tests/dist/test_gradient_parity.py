@@ -15,7 +15,7 @@ from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.parallel.step import StepResult, run_step
 from megatron_dna.parallel.wrap import wrap_model
 from tests.dist.gradients import Piece, assemble, gather_main_grads, local_pieces
-from tests.dist.harness import run_ranks
+from tests.dist.harness import LAYER_SPEC, run_ranks
 
 VOCAB, SEQ, MASKED = 90, 24, 5
 SHAPE = [
@@ -74,7 +74,7 @@ def _parameter_gradients(overrides: list[str]) -> tuple[StepResult, dict[str, li
     """On a rank: the result of one step and this rank's pieces of the gradients."""
     config = load_config(None, SHAPE + overrides)
     place = topology.initialize(config, setup_platform("cpu"))
-    model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+    model = build_model(config, VOCAB, place.groups, LAYER_SPEC, torch.device("cpu"))
     wrapped = wrap_model(model, config.parallel)
     lengths = torch.arange(VOCAB)
     num_microbatches = config.train.global_batch_size // (

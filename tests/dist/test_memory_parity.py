@@ -18,7 +18,7 @@ from megatron_dna.parallel.platform import setup_platform
 from megatron_dna.parallel.step import run_step
 from megatron_dna.parallel.wrap import wrap_model
 from tests.dist.gradients import assemble, gather_main_grads, local_pieces
-from tests.dist.harness import run_ranks
+from tests.dist.harness import LAYER_SPEC, run_ranks
 
 VOCAB, SEQ, MEM, MASKED, HEADS = 90, 20, 4, 3, 4
 SHAPE = [
@@ -110,7 +110,7 @@ def ours(overrides: list[str], cases: list[list[str]]) -> list[tuple]:
     place = topology.initialize(config, setup_platform("cpu"))
     for case in cases:
         config = load_config(None, SHAPE + overrides + case)
-        model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+        model = build_model(config, VOCAB, place.groups, LAYER_SPEC, torch.device("cpu"))
         wrapped = wrap_model(model, config.parallel)
         wrapped.zero_grad_buffer()
         step = config.train.micro_batch_size * place.dp_size
@@ -202,7 +202,7 @@ def _third_step(overrides: list[str], case: list[str]) -> tuple:
     """On a rank: loss and gradients of the third step without an update between."""
     config = load_config(None, SHAPE + overrides + case)
     place = topology.initialize(config, setup_platform("cpu"))
-    model = build_model(config, VOCAB, place.groups, "local", torch.device("cpu"))
+    model = build_model(config, VOCAB, place.groups, LAYER_SPEC, torch.device("cpu"))
     wrapped = wrap_model(model, config.parallel)
     count = config.train.global_batch_size // config.train.micro_batch_size // place.dp_size
     for _ in range(3):

@@ -67,13 +67,13 @@ def open_world(platform: str) -> World:
     return World(chosen, topology.initialize(load_config(None, SHAPE), chosen))
 
 
-def make_config(world: World, spec: str, precision: str, *overrides: str) -> Config:
+def make_config(spec: str, precision: str, *overrides: str, world_size: int = 1) -> Config:
     """The options of a small model, valid ones."""
     config = load_config(None, [
         *SHAPE, f"train.precision={precision}", f"model.layer_spec={spec}",
-        f"parallel.platform={world.platform.name}", *overrides,
+        "parallel.platform=auto", *overrides,
     ])  # fmt: skip
-    validate(config, 1, files=False)
+    validate(config, world_size, files=False)
     return config
 
 
@@ -144,7 +144,7 @@ def one_step(
     passes: int = 1,
 ) -> Pass:
     """Forward and backward over the global batch, `passes` times with the same weights."""
-    config = make_config(world, spec, precision, *overrides)
+    config = make_config(spec, precision, *overrides)
     model, device = make_model(world, config), world.platform.device
     wrapped = wrap_model(model, config.parallel)
     batches = windows(config, is_padded)
@@ -200,7 +200,7 @@ def attend(
         Of the output and of the gradients of query, key and value: what the module gives, and what
         softmax over explicitly masked scores gives in fp64. Padded queries are left out.
     """
-    config = make_config(world, spec, precision)
+    config = make_config(spec, precision)
     attention = make_model(world, config).decoder.layers[layer].self_attention
     model, device = config.model, world.platform.device
     length, size = config.seq_length, config.train.micro_batch_size
@@ -216,11 +216,10 @@ def attend(
         seen[1, length - 1 :] = False
     upstream *= seen.t()[..., None]
     own = [tensor.to(device, copy=True).requires_grad_() for tensor in inputs]
-    output = attention.core_attention(
-        *own,
-        (~seen[:, None, None, :]).to(device) if is_padded else None,
-        attn_mask_type=AttnMaskType.padding if is_padded else AttnMaskType.no_mask,
-    )
+    mask_type, mask = attention.mask_of_full_windows(upstream.to(device))
+    if is_padded:
+        mask_type, mask = AttnMaskType.padding, (~seen[:, None, None, :]).to(device)
+    output = attention.core_attention(*own, mask, attn_mask_type=mask_type)
     output.backward(upstream.to(device))
     exact = [tensor.double().requires_grad_() for tensor in inputs]
     half_width = model.local_attention // 2 if layer % 2 else length

@@ -37,7 +37,7 @@ class Run:
     @classmethod
     def open(cls, world: World, spec: str, precision: str, *overrides: str) -> Run:
         """With initial weights."""
-        config = make_config(world, spec, precision, "optimizer.lr=0.001", *overrides)
+        config = make_config(spec, precision, "optimizer.lr=0.001", *overrides)
         model = wrap_model(make_model(world, config), config.parallel)
         return cls(world, config, model, build_optimizer(config, model), TrainState())
 

@@ -153,18 +153,16 @@ def test_without_fp8_megatron_is_told_nothing():
     assert (config.fp8, config.fp8_param, config.first_last_layers_bf16) == (None, False, False)
 
 
-HOPPER = Accelerator((9, 0), (12, 9), 90600, (0, 0))
-ADA = Accelerator((8, 9), (12, 9), 90600, (0, 0))
-WINDOW = "model.global_attn_every_n_layers=3"
+HOPPER = Accelerator((9, 0), (12, 9))
+ADA = Accelerator((8, 9), (12, 9))
 
 
 @pytest.mark.parametrize(
     ("found", "overrides"),
     [
         (HOPPER, ["fp8.recipe=blockwise"]),
-        (HOPPER, [TENSORWISE, WINDOW]),
+        (HOPPER, [TENSORWISE]),
         (ADA, [TENSORWISE]),
-        (dataclasses.replace(HOPPER, cudnn=0, flash_attention=(2, 3)), [WINDOW]),
         (Accelerator((8, 0), (12, 1)), []),
     ],
 )
@@ -178,7 +176,6 @@ def test_machines_that_can(found: Accelerator, overrides: list[str]):
         (Accelerator((8, 0), (12, 9)), [TENSORWISE], ["fp8.recipe (tensorwise)", "8.9", "is 8.0"]),
         (ADA, ["fp8.recipe=blockwise"], ["fp8.recipe (blockwise)", "9.0", "to tensorwise"]),
         (dataclasses.replace(HOPPER, cuda=(12, 8)), ["fp8.recipe=blockwise"], ["12.9", "and 12.8"]),
-        (dataclasses.replace(HOPPER, cudnn=90501), [WINDOW], ["every_n_layers (3)", "90501"]),
     ],
 )
 def test_machines_that_cannot(found: Accelerator, overrides: list[str], words: list[str]):
