@@ -31,7 +31,7 @@ def gather_main_grads(wrapped: Any, place: Topology) -> None:
 def local_pieces(model: Any, of: str) -> dict[str, list[Piece]]:
     """This rank's pieces of `of` (`main_grad`, `grad` or `data`) of every parameter."""
     trained = (p for p in model.parameters() if p.requires_grad)
-    by_storage = {p.data_ptr(): getattr(p, of) for p in trained}
+    by_storage = {_address(p): getattr(p, of) for p in trained}
     pieces: dict[str, list[Piece]] = {}
     for entry in model.sharded_state_dict().values():
         if isinstance(entry, ShardedTensorFactory):
@@ -40,11 +40,17 @@ def local_pieces(model: Any, of: str) -> dict[str, list[Piece]]:
             parts = [entry]
         else:
             continue
-        values = by_storage[entry.data.data_ptr()].detach().clone().chunk(len(parts))
+        values = by_storage[_address(entry.data)].detach().clone().chunk(len(parts))
         for part, value in zip(parts, values, strict=True):
             where = tuple(s for s in part.global_slice() if isinstance(s, slice))
             pieces.setdefault(part.key, []).append((where, tuple(part.global_shape), value))
     return pieces
+
+
+def _address(tensor: Any) -> int:
+    """Where the values lie; those of a weight that is kept in FP8 are inside it."""
+    inner = getattr(tensor, "_rowwise_data", getattr(tensor, "_data", tensor))
+    return int(inner.data_ptr())
 
 
 def assemble(ranks: list[dict[str, list[Piece]]]) -> dict[str, torch.Tensor]:

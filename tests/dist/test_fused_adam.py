@@ -19,6 +19,7 @@ from megatron_dna.checkpoint.saving import save_checkpoint
 from megatron_dna.checkpoint.sharded import load_checkpoint
 from megatron_dna.checkpoint.state import TrainState
 from megatron_dna.parallel.platform import setup_platform
+from megatron_dna.parallel.wrap import whole_parameters
 from megatron_dna.training.optimizer import describe_optimizer
 from tests.dist.harness import LAYER_SPEC, run_ranks
 from tests.dist.small_run import BF16, PLAIN, SmallRun
@@ -69,15 +70,16 @@ def _start(overrides: list[str]) -> SmallRun:
     return SmallRun.start(overrides)
 
 
-def _train_and_save(folder: str, overrides: list[str]) -> tuple[list[float], str]:
+def train_and_save(folder: str, overrides: list[str]) -> tuple[list[float], str]:
     run = _start(overrides)
     first = run.train(0, 4)
-    save_checkpoint(folder, run.model, run.optimizer, TrainState(4, 32), run.config)
+    with whole_parameters(run.model):
+        save_checkpoint(folder, run.model, run.optimizer, TrainState(4, 32), run.config)
     assert get_step(run.optimizer) == 4
     return first + run.train(4, 8), describe_optimizer(run.optimizer)
 
 
-def _resume(folder: str, overrides: list[str]) -> list[float]:
+def resume(folder: str, overrides: list[str]) -> list[float]:
     run = _start([*overrides, "train.seed=99"])
     load_checkpoint(Path(folder) / "iter_0000004", run.model, run.optimizer)
     run.scheduler.step(4)
@@ -93,8 +95,8 @@ def _with_torch(overrides: list[str]) -> list[float]:
 @pytest.mark.parametrize("more", [[], [BF16], [PLAIN, BF16]], ids=["fp32", "bf16", "plain_bf16"])
 def test_resume_is_exact_and_bias_correction_goes_on(tmp_path: Path, more: list[str]):
     """A lost step would start the bias correction anew: far too large updates after a resume."""
-    ((whole, name),) = run_ranks(_train_and_save, 1, str(tmp_path), more)
-    (rest,) = run_ranks(_resume, 1, str(tmp_path), more)
+    ((whole, name),) = run_ranks(train_and_save, 1, str(tmp_path), more)
+    (rest,) = run_ranks(resume, 1, str(tmp_path), more)
     assert rest == whole[4:]
     assert name.startswith("FusedAdam of Transformer Engine in ")
     if not more:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from tests.transformer_engine import enums
 from tests.transformer_engine.enums import DType, NVTE_Fused_Attn_Backend, NVTE_Mask_Type
-from tests.transformer_engine.quantize import FP8, as_matrix, quantize
+from tests.transformer_engine.quantize import (
+    FP8,
+    as_matrix,
+    in_tiles,
+    quantize,
+    scale_of,
+    to_codes,
+)
 
 TORCH = {
     DType.kFloat32: torch.float32, DType.kFloat16: torch.float16, DType.kBFloat16: torch.bfloat16,
@@ -281,6 +288,35 @@ def multi_tensor_adam(
         denominator = (square / (1 - beta2**step)).sqrt() + epsilon
         value = value - lr * (mean / (1 - beta1**step) / denominator + weight_decay * value)
         parameter.copy_(value)
+
+
+def multi_tensor_compute_scale_and_scale_inv(
+    chunk_size: int, noop: Tensor, tensors: list[list[Tensor]], max_fp8: float,
+    force_pow_2_scales: bool, epsilon: float,
+) -> None:  # fmt: skip
+    """Scales and their inverses, of amaxes."""
+    for amax, scale, inverse in zip(*tensors, strict=True):
+        scale.copy_(scale_of(amax, max_fp8, force_pow_2_scales, epsilon))
+        inverse.copy_(1 / scale)
+
+
+def fp8_block_scaling_compute_partial_amax(
+    tensor: Tensor, amax: Tensor, h: int, w: int, start_offset: int, block_len: int
+) -> None:
+    """Largest magnitude in each block [h / block_len, w / block_len], of a part of a matrix."""
+    whole = torch.zeros(h * w)
+    whole[start_offset : start_offset + tensor.numel()] = tensor.float()
+    amax.copy_(in_tiles(whole.view(h, w), block_len).abs().amax((1, 3)))
+
+
+def fp8_block_scaling_partial_cast(
+    inp: Tensor, out: Tensor, scale: Tensor, h: int, w: int, start_offset: int, block_len: int,
+    out_dtype: DType,
+) -> None:  # fmt: skip
+    """A part of a matrix in FP8."""
+    wide = scale.repeat_interleave(block_len, 0).repeat_interleave(block_len, 1)[:h, :w]
+    own = wide.flatten()[start_offset : start_offset + inp.numel()]
+    out.copy_(to_codes(inp.float() * own, out_dtype).view(out.shape))
 
 
 def multi_tensor_scale(

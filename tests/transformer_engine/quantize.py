@@ -68,16 +68,21 @@ def _storage(tensor: Any) -> Any:
     return made(**tensor.get_metadata())
 
 
-def _scale(amax: Tensor, dtype: DType, quantizer: Any) -> Tensor:
+def scale_of(amax: Tensor, largest: float, power_of_2: bool, epsilon: float) -> Tensor:
     """Factor that brings `amax` to the largest number of the format; 1 where there is nothing."""
-    amax = amax.float().clamp(min=getattr(quantizer, "amax_epsilon", 0.0))
-    scale = torch.finfo(FP8[dtype]).max / amax
-    if getattr(quantizer, "force_pow_2_scales", False):
+    amax = amax.float().clamp(min=epsilon)
+    scale = largest / amax
+    if power_of_2:
         scale = torch.exp2(scale.log2().floor())
     return torch.where((amax == 0) | ~scale.isfinite(), 1.0, scale)
 
 
-def _codes(values: Tensor, dtype: DType) -> Tensor:
+def _scale(amax: Tensor, quantizer: Any) -> Tensor:
+    largest = torch.finfo(FP8[quantizer.dtype]).max
+    return scale_of(amax, largest, quantizer.force_pow_2_scales, quantizer.amax_epsilon)
+
+
+def to_codes(values: Tensor, dtype: DType) -> Tensor:
     """As bytes, saturated."""
     largest = torch.finfo(FP8[dtype]).max
     return values.clamp(-largest, largest).to(FP8[dtype]).view(torch.uint8)
@@ -90,15 +95,17 @@ def _as_a_whole(tensor: Tensor, quantizer: Any, output: Any) -> None:
         if quantizer.with_amax_reduction:
             group = quantizer.amax_reduction_group
             torch.distributed.all_reduce(amax, torch.distributed.ReduceOp.MAX, group)
-        scale = _scale(amax, quantizer.dtype, quantizer).reshape(1)
+        scale = _scale(amax, quantizer).reshape(1)
     else:
         scale = quantizer.scale.reshape(1).clone()
         quantizer.amax.copy_(torch.maximum(quantizer.amax, amax))
-    codes = _codes(tensor.float() * scale, quantizer.dtype)
+    codes = to_codes(tensor.float() * scale, quantizer.dtype)
     if quantizer.rowwise_usage or output._data is not None:
         output._data = _into(output._data, codes)
     if quantizer.columnwise_usage:
-        output._transpose = _into(output._transpose, codes.flatten(0, -2).t().contiguous())
+        output._transpose = _into(
+            output._transpose, codes.reshape(-1, codes.shape[-1]).t().contiguous()
+        )
         output._transpose_invalid = False
     else:
         output._transpose, output._transpose_invalid = None, True
@@ -118,10 +125,9 @@ def _in_blocks(tensor: Tensor, quantizer: Any, output: Any) -> None:
         if not (quantizer.rowwise_usage if rowwise else quantizer.columnwise_usage):
             continue
         rows, columns = values.shape
-        tiles = _pad(values.float(), height, BLOCK)
-        tiles = tiles.view(-1, height, tiles.shape[1] // BLOCK, BLOCK)
-        scale = _scale(tiles.abs().amax((1, 3)), quantizer.dtype, quantizer)
-        codes = _codes(tiles * scale[:, None, :, None], quantizer.dtype)
+        tiles = in_tiles(values.float(), BLOCK, height)
+        scale = _scale(tiles.abs().amax((1, 3)), quantizer)
+        codes = to_codes(tiles * scale[:, None, :, None], quantizer.dtype)
         codes = codes.view(tiles.shape[0] * height, -1)[:rows, :columns]
         inverse = 1 / (scale if height > 1 else scale.t())
         side = "_rowwise" if rowwise else "_columnwise"
@@ -131,9 +137,12 @@ def _in_blocks(tensor: Tensor, quantizer: Any, output: Any) -> None:
         place.zero_()[: inverse.shape[0], : inverse.shape[1]] = inverse
 
 
-def _pad(values: Tensor, rows: int, columns: int) -> Tensor:
-    short = [-values.shape[1] % columns, -values.shape[0] % rows]
-    return torch.nn.functional.pad(values, (0, short[0], 0, short[1]))
+def in_tiles(matrix: Tensor, width: int, height: int | None = None) -> Tensor:
+    """[tiles, height, tiles, width], with zeros where the matrix ends; `height` is `width` else."""
+    height = height or width
+    short = [-matrix.shape[1] % width, -matrix.shape[0] % height]
+    padded = torch.nn.functional.pad(matrix, (0, short[0], 0, short[1]))
+    return padded.view(-1, height, padded.shape[1] // width, width)
 
 
 def as_matrix(operand: Any, rowwise: bool) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from torch.distributed import distributed_c10d as c10d
 
 from tests.transformer_engine import enums, kernels, quantize
 
@@ -90,15 +91,27 @@ _coalescing = torch.distributed._coalescing_manager
 
 
 @contextlib.contextmanager
-def _one_after_another(
+def _coalescing_as_nccl(
     group: Any = None, device: Any = None, async_ops: bool | None = False
 ) -> Iterator[Any]:
-    """What gloo lacks of coalesced collectives: those on a device follow each other, blocking."""
-    if device is None:
-        with _coalescing(group, device, async_ops) as manager:
-            yield manager
-    else:
+    """What gloo lacks of coalesced collectives.
+
+    Those on a device follow each other, blocking. Of the others gloo would convert all to the type
+    of the first: they are sent type by type.
+    """
+    if device is not None:
         yield MagicMock(name="handle of collectives that are over")
+        return
+    waiting = c10d._world.pg_coalesce_state
+    group = group or c10d._get_default_group()
+    waiting[group] = []
+    manager = c10d._CoalescingManager()
+    yield manager
+    collected = waiting.pop(group)
+    for dtype in dict.fromkeys(one.tensor.dtype for one in collected):
+        with _coalescing(group, None, async_ops) as part:
+            waiting[group] += [one for one in collected if one.tensor.dtype == dtype]
+        manager.works += part.works
 
 
 @contextlib.contextmanager
@@ -133,7 +146,7 @@ def install() -> None:
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     _address_the_cpu()
     torch.cuda.is_current_stream_capturing = lambda: False
-    torch.distributed._coalescing_manager = _one_after_another
+    torch.distributed._coalescing_manager = _coalescing_as_nccl
     torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda optimizer: None
     torch.version.cuda = torch.version.cuda or "13.0"
     os.environ["NVTE_TORCH_COMPILE"] = "0"  # compiling for the CPU takes minutes

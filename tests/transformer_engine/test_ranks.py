@@ -33,6 +33,10 @@ RECIPES = {
         *("fp8.recipe=tensorwise", "fp8.first_last_layers_bf16=true"),
         *("fp8.num_layers_at_start_in_bf16=1", "fp8.num_layers_at_end_in_bf16=1"),
     ],
+    "tensorwise, weights kept, all overlapped": [
+        *("fp8.recipe=tensorwise", "fp8.param_gather=true"),
+        *("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
+    ],
     "blockwise": ["fp8.recipe=blockwise"],
     "delayed": ["fp8.recipe=delayed"],
 }
