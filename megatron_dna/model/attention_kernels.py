@@ -107,11 +107,11 @@ def check_attention(config: Config, layer_spec: str) -> str:
             config.context_length,
             half_width,
         )
+        padded = attention_kernel(attention, AttnMaskType.padding)
+        if padded == "unfused":
+            _refuse(name, every)
         mask_type = mask_type_of_full_windows(attention)
         full = attention_kernel(attention, mask_type)
-        padded = attention_kernel(attention, AttnMaskType.padding)
-        if "unfused" in (full, padded):
-            _refuse(name, every)
         described.append(f"{name}: {full} with {mask_type.name}, {padded} where padded")
     return "; ".join(described)
 

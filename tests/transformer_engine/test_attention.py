@@ -12,6 +12,8 @@ from megatron_dna.model.attention_kernels import Attention, attention_kernel, ch
 from tests.gpu.bodies import MEMORY, SHAPE, World, one_step
 from tests.transformer_engine import kernels
 
+pytestmark = pytest.mark.usefixtures("world")
+
 NO_MASK, PADDING = AttnMaskType.no_mask, AttnMaskType.padding
 OPTIONS = [*SHAPE, "train.precision=bf16", "parallel.platform=auto"]
 
@@ -71,6 +73,8 @@ def test_a_run_is_told_which_kernels_it_has():
     only = load_config(None, [*OPTIONS, "model.global_attn_every_n_layers=1"])
     assert "window" not in check_attention(only, "transformer_engine")
     assert check_attention(only, "local") == ""
+    fp32 = load_config(None, [*OPTIONS, "train.precision=fp32"])
+    assert check_attention(fp32, "transformer_engine") == ""
     split = load_config(None, [*OPTIONS, "parallel.context_parallel_size=2"])
     assert check_attention(split, "transformer_engine") == ""
 
