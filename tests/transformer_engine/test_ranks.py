@@ -31,10 +31,7 @@ TP, SP, PP = (
     "parallel.pipeline_model_parallel_size=2",
 )
 LAYOUTS = {
-    "one": (1, []),
-    "tp2": (2, [TP]),
     "tp2_sp": (2, [TP, SP]),
-    "pp2": (2, [PP]),
     "dp2": (2, []),
     "tp2_sp_pp2": (4, [TP, SP, PP]),
 }
