@@ -121,6 +121,6 @@ def _refuse(name: str, every: int) -> None:
     raise ConfigError(
         f"model.global_attn_every_n_layers ({every}) needs {kind}, full and padded, for which "
         f"Transformer Engine has no fast kernel here (cuDNN {torch.backends.cudnn.version()}); "
-        "install flash-attn 2.3 or above, or cuDNN 9.6 or above (but not 9.10.0, 9.10.1 or "
-        "9.14.0), or set model.layer_spec to local"
+        "install flash-attn 2.3 or above, or Transformer Engine 2.12 or above beside cuDNN 9.6 or "
+        "above (but not 9.10.0, 9.10.1 or 9.14.0), or set model.layer_spec to local"
     )
