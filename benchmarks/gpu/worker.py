@@ -29,6 +29,7 @@ from megatron_dna.data.loader import Batch, build_loader  # noqa: E402
 from megatron_dna.data.vocabulary import open_vocabulary  # noqa: E402
 from megatron_dna.hf.architecture import hf_config  # noqa: E402
 from megatron_dna.model import encoder  # noqa: E402
+from megatron_dna.model.attention_kernels import check_attention  # noqa: E402
 from megatron_dna.parallel.platform import Platform, setup_platform  # noqa: E402
 from megatron_dna.tokenizer.bpe import DnaTokenizer  # noqa: E402
 from megatron_dna.training.optimizer import describe_optimizer  # noqa: E402
@@ -79,7 +80,8 @@ def measure_ours(plan: Plan, warm_up: int, steps: int) -> dict[str, Any]:
     encoder.initialize_weights = draw_quickly
     with tempfile.TemporaryDirectory() as folder:
         overrides = (*plan.overrides, f"train.output_dir={folder}/run", "train.train_iters=1000000")
-        trainer = _TimedTrainer(Plan(plan.case, overrides, plan.recipe).config)
+        config = Plan(plan.case, overrides, plan.recipe).config
+        trainer = _TimedTrainer(config)
         for _ in range(warm_up):
             trainer.timed_step()
         before = trainer.state.consumed_tokens, trainer.state.consumed_bases
@@ -91,7 +93,7 @@ def measure_ours(plan: Plan, warm_up: int, steps: int) -> dict[str, Any]:
             "parameters": count_parameters(trainer.session),
             "vocab_size": trainer.session.tokenizer.vocab_size,
             "optimizer": describe_optimizer(trainer.optimizer),
-            "attention": attention_kernel(),
+            "attention": check_attention(config, config.model.layer_spec) or "torch SDPA",
             "skipped_steps": trainer.state.guard.skipped,
             **memory_of(trainer.session.platform),
         }
@@ -120,17 +122,6 @@ def draw_quickly(state: Any, seed: int, std: float, num_layers: int) -> None:
         part = blocks.setdefault(tensor.dtype, block.to(tensor.dtype))
         for piece in tensor.view(-1).split(len(part)):
             piece.copy_(part[: len(piece)]).mul_(scale)
-
-
-def attention_kernel() -> str:
-    """What Transformer Engine chose for the last call of its attention; plain torch without it."""
-    package = "transformer_engine.pytorch.attention.dot_product_attention"
-    chosen = getattr(sys.modules.get(package), "_attention_backends", None)
-    if not chosen or chosen.get("attention_params") is None:
-        return "torch SDPA"
-    kinds = ("flash", "fused", "unfused")
-    used = [kind for kind in kinds if chosen.get(f"use_{kind}_attention")]
-    return f"Transformer Engine, {used[0] if used else 'unknown'}"
 
 
 def memory_of(platform: Platform) -> dict[str, float]:
