@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.dist import small_run
 from tests.dist.harness import run_ranks
 from tests.dist.small_run import BF16
 from tests.dist.test_fused_adam import resume, train_and_save
@@ -37,3 +40,19 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, run: str):
     (plain,) = run_ranks(train_and_save, 1, str(tmp_path / "plain"), [*WIDE, BF16])
     assert sum(ranks[0][0]) == pytest.approx(sum(plain[0]), rel=0.02)
     assert plain[0][-1] < 0.9 * plain[0][0], "nothing was learned: the losses say nothing"
+
+
+def _with_layers(layer_spec: str, function: Callable[..., Any], folder: str) -> Any:
+    """On a rank."""
+    small_run.LAYER_SPEC = layer_spec
+    return function(folder, WIDE)
+
+
+@pytest.mark.parametrize(
+    "specs", [("local", "transformer_engine"), ("transformer_engine", "local")], ids=" to ".join
+)
+def test_either_layers_go_on_from_the_others_checkpoint(tmp_path: Path, specs: tuple[str, str]):
+    """In fp32, optimizer included."""
+    ((whole, _),) = run_ranks(_with_layers, 1, specs[0], train_and_save, str(tmp_path))
+    (rest,) = run_ranks(_with_layers, 1, specs[1], resume, str(tmp_path))
+    assert rest == pytest.approx(whole[4:], rel=1e-5)
