@@ -194,7 +194,7 @@ def get_fused_attn_backend(
 ) -> Any:  # fmt: skip
     """What Transformer Engine answers on Hopper with cuDNN 9.20, for full and padded windows.
 
-    Recorded from `nvte_get_fused_attn_backend` of its library: docs/parallelism.md.
+    Recorded from `nvte_get_fused_attn_backend` of its library: docs/fp8.md.
     """
     has_window = (window_size_left, window_size_right) != (-1, -1)
     fits = q_dtype in (DType.kBFloat16, DType.kFloat16) and head_dim_qk % 8 == 0

@@ -42,10 +42,6 @@ def _absent(name: str) -> Callable[..., Any]:
     return absent
 
 
-class _Absent:
-    """A class that only type annotations name."""
-
-
 class _Meta:
     """Scales and histories of a module under the delayed recipe."""
 
@@ -64,8 +60,8 @@ def _binding() -> types.ModuleType:
     for name, function in inspect.getmembers(kernels, inspect.isfunction):
         if function.__module__ == kernels.__name__ and not name.startswith("_"):
             parts[name] = function
-    for name in ("CommOverlap", "CommOverlapP2P", "CommOverlapHelper", "CommOverlapCore"):
-        parts[name] = type(name, (_Absent,), {})
+    for name in ("CommOverlap", "CommOverlapP2P"):  # named in annotations
+        parts[name] = type(name, (), {})
     vars(binding).update(parts)
     return binding
 
